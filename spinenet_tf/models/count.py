@@ -1,0 +1,64 @@
+"""Parameters and multiply-adds of a built model, counted from its layers."""
+
+import math
+from typing import NamedTuple
+
+import keras
+
+
+class Counts(NamedTuple):
+    """What a model costs for one image.
+
+    Attributes:
+      parameters: trainable, as in the paper's tables.
+      moving_statistics: of batch norm, which checkpoints hold as well.
+      multiply_adds: in the paper's convention: those of convolutions and dense layers, and one for
+        every batch-normalised element (reproduces Table 2 to its rounding).
+      activations: elements of all layer outputs; times 4 or 2 bytes, an upper bound of memory.
+    """
+
+    parameters: int
+    moving_statistics: int
+    multiply_adds: int
+    activations: int
+
+
+def count(model: keras.Model) -> Counts:
+    """Counts a functional model of static input size, one image.
+
+    Raises:
+      ValueError: the input size is dynamic.
+    """
+    if None in model.inputs[0].shape[1:]:
+        raise ValueError(f"{model.name}: counting needs a static size, not {model.inputs[0].shape}")
+    multiply_adds = activations = 0
+    for layer, shape in _calls(model):
+        multiply_adds += _multiply_adds(layer, shape)
+        activations += math.prod(shape)
+    return Counts(
+        parameters=_size(model.trainable_variables),
+        moving_statistics=_size(model.non_trainable_variables),
+        multiply_adds=multiply_adds,
+        activations=activations,
+    )
+
+
+def _calls(model: keras.Model):
+    """Every (layer, output shape without batch); a layer that five levels share comes five times."""
+    for node in (n for nodes in model._nodes_by_depth.values() for n in nodes):
+        for output in node.output_tensors:
+            yield node.operation, output.shape[1:]
+
+
+def _multiply_adds(layer: keras.Layer, shape: tuple[int, ...]) -> int:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return math.prod(shape)
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        return math.prod(shape) * math.prod(layer.kernel_size)
+    if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
+        return math.prod(shape) * math.prod(layer.kernel.shape[:-1])
+    return 0
+
+
+def _size(variables) -> int:
+    return sum(math.prod(v.shape) for v in variables if v.dtype.startswith("float"))

@@ -1,0 +1,55 @@
+"""Box geometry. Boxes are [..., 4] float32: ymin, xmin, ymax, xmax in pixels, unless said otherwise."""
+
+import math
+
+import tensorflow as tf
+
+# A box grows at most this much over its anchor: keeps exp() finite (as all Faster R-CNN code does).
+LOG_SIZE_LIMIT = math.log(1000.0 / 16.0)
+
+
+def sizes(boxes: tf.Tensor) -> tf.Tensor:
+    """[..., 4] boxes -> [..., 2] height and width, not negative."""
+    return tf.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
+
+
+def area(boxes: tf.Tensor) -> tf.Tensor:
+    """[..., 4] boxes -> [...] square pixels."""
+    return tf.reduce_prod(sizes(boxes), axis=-1)
+
+
+def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Intersection over union of [..., n, 4] and [..., m, 4] boxes -> [..., n, m]; 0 if both are empty."""
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    corners = tf.concat([tf.maximum(a[..., :2], b[..., :2]), tf.minimum(a[..., 2:], b[..., 2:])], -1)
+    intersection = area(corners)  # [..., n, m]
+    union = area(a) + area(b) - intersection
+    return tf.math.divide_no_nan(intersection, union)
+
+
+def encode(boxes: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
+    """Regression targets (ty, tx, th, tw) [..., 4] of boxes [..., 4] against anchors [..., 4].
+
+    A side of zero counts as a tiny one, so that the logarithm stays finite.
+    """
+    anchor_sizes, box_sizes = sizes(anchors), tf.maximum(sizes(boxes), 1e-8)
+    shift = (_centres(boxes) - _centres(anchors)) / anchor_sizes
+    return tf.concat([shift, tf.math.log(box_sizes / anchor_sizes)], -1)
+
+
+def decode(targets: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
+    """The inverse of `encode`: [..., 4] targets -> [..., 4] boxes, growth clipped at 1000 / 16."""
+    anchor_sizes = sizes(anchors)
+    centres = targets[..., :2] * anchor_sizes + _centres(anchors)
+    half = tf.exp(tf.minimum(targets[..., 2:], LOG_SIZE_LIMIT)) * anchor_sizes / 2
+    return tf.concat([centres - half, centres + half], -1)
+
+
+def clip(boxes: tf.Tensor, image_sizes: tf.Tensor) -> tf.Tensor:
+    """Clips [b, n, 4] boxes to images of [b, 2] height and width."""
+    limits = tf.tile(image_sizes[:, None, :], [1, 1, 2])
+    return tf.clip_by_value(boxes, 0.0, limits)
+
+
+def _centres(boxes: tf.Tensor) -> tf.Tensor:
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
