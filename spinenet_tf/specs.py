@@ -98,9 +98,7 @@ def filters(level: int, width: float) -> int:
     return int(WIDTHS[level] * width)
 
 
-def wire(
-    blocks: Sequence[Block], stem: Sequence[tuple[int, str]] = STEM_49
-) -> tuple[Node, ...]:
+def wire(blocks: Sequence[Block], stem: Sequence[tuple[int, str]] = STEM_49) -> tuple[Node, ...]:
     """Resolves block rows into nodes, stem first.
 
     An output block adopts every earlier block that feeds nothing and has its level and channels
@@ -133,7 +131,9 @@ def _checked(row: Sequence) -> Block:
 
 
 def _fits(node: Node, row: Block, used: set[int]) -> bool:
-    same_width = WIDTHS[node.level] * EXPANSION[node.kind] == WIDTHS[row.level] * EXPANSION[row.kind]
+    same_width = (
+        WIDTHS[node.level] * EXPANSION[node.kind] == WIDTHS[row.level] * EXPANSION[row.kind]
+    )
     return node.index not in used and node.level == row.level and same_width
 
 

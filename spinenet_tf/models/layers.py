@@ -168,4 +168,3 @@ def _nearest(x, axis: int, target):
     if isinstance(source, int) and isinstance(target, int) and target % source == 0:
         return ops.repeat(x, target // source, axis=axis)
     return ops.take(x, ops.arange(target, dtype="int32") * source // target, axis=axis)
-

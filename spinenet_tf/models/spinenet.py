@@ -83,8 +83,13 @@ def _permuted_block(node, nodes, features, image, scaling, rate, style):
         squeeze = int(specs.filters(parent.level, scaling.width) * scaling.alpha)
         edges.append(
             layers.resample(
-                features[parent.index], image, (parent.level, node.level), squeeze, filters,
-                style=style, name=f"block{node.index}_edge{i}",
+                features[parent.index],
+                image,
+                (parent.level, node.level),
+                squeeze,
+                filters,
+                style=style,
+                name=f"block{node.index}_edge{i}",
             )  # fmt: skip
         )
     edges += [features[i] for i in node.adopted]

@@ -34,15 +34,14 @@ def fit_view(image_size: tf.Tensor, size: int) -> View:
 
 
 def random_view(
-    image_size: tf.Tensor, size: int, scale: tuple[float, float], flip: bool, seeds: tf.Tensor
+    image_size: tf.Tensor, size: int, scale: tuple[float, float], flip: bool, draws: tf.Tensor
 ) -> View:
     """A random scale in `scale` around the fit, a random crop if larger, a fair coin for the flip.
 
     Args:
       image_size: [b, 2] height and width on the canvas.
-      seeds: [b, 2] int32; equal seeds, equal views.
+      draws: [b, 4] float32 in [0, 1): scale, crop y, crop x, flip. Equal draws, equal views.
     """
-    draws = tf.vectorized_map(lambda s: tf.random.stateless_uniform([4], s), seeds)  # [b, 4]
     factor = scale[0] + draws[:, 0] * (scale[1] - scale[0])
     scaled = _scaled(image_size, factor[:, None] * size)
     offset = tf.floor(draws[:, 1:3] * tf.maximum(scaled - size + 1.0, 1.0))
@@ -53,7 +52,9 @@ def view_images(images: tf.Tensor, image_size: tf.Tensor, view: View, size: int)
     """[b, s, s, 3] uint8 canvases -> [b, size, size, 3] float32, normalised, padding 0."""
     no_flip = tf.zeros_like(view.flip)
     canvas = images.shape[1:3]
-    rows = _weights(image_size[:, 0], view.scaled[:, 0], view.offset[:, 0], no_flip, size, canvas[0])
+    rows = _weights(
+        image_size[:, 0], view.scaled[:, 0], view.offset[:, 0], no_flip, size, canvas[0]
+    )
     columns = _weights(
         image_size[:, 1], view.scaled[:, 1], view.offset[:, 1], view.flip, size, canvas[1]
     )

@@ -21,7 +21,9 @@ def area(boxes: tf.Tensor) -> tf.Tensor:
 def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """Intersection over union of [..., n, 4] and [..., m, 4] boxes -> [..., n, m]; 0 if both are empty."""
     a, b = a[..., :, None, :], b[..., None, :, :]
-    corners = tf.concat([tf.maximum(a[..., :2], b[..., :2]), tf.minimum(a[..., 2:], b[..., 2:])], -1)
+    corners = tf.concat(
+        [tf.maximum(a[..., :2], b[..., :2]), tf.minimum(a[..., 2:], b[..., 2:])], -1
+    )
     intersection = area(corners)  # [..., n, m]
     union = area(a) + area(b) - intersection
     return tf.math.divide_no_nan(intersection, union)

@@ -36,12 +36,21 @@ def match(overlap: tf.Tensor, valid: tf.Tensor, threshold: float) -> tuple[tf.Te
     overlap = tf.where(valid[:, None, :], overlap, -1.0)
     index = tf.argmax(overlap, -1, output_type=tf.int32)
     positive = tf.reduce_max(overlap, -1) >= threshold
-    best_anchor = tf.argmax(overlap, 1, output_type=tf.int32)  # [b, n]
-    anchor_numbers = tf.range(tf.shape(overlap)[1])[None, :, None]
-    forced = (anchor_numbers == best_anchor[:, None, :]) & valid[:, None, :]  # [b, a, n]
-    any_forced = tf.reduce_any(forced, -1)
-    first_forced = tf.argmax(tf.cast(forced, tf.int8), -1, output_type=tf.int32)
-    return tf.where(any_forced, first_forced, index), positive | any_forced
+    forced = _forced(tf.argmax(overlap, 1, output_type=tf.int32), valid, tf.shape(overlap)[1])
+    is_forced = forced < tf.shape(valid)[1]
+    return tf.where(is_forced, forced, index), positive | is_forced
+
+
+def _forced(best_anchor: tf.Tensor, valid: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
+    """[b, n] best anchor of each box -> [b, anchors] first box that an anchor is best for, else n.
+
+    A scatter of b * n numbers: comparing all pairs would cost as much as the overlaps themselves.
+    """
+    batch, n = tf.unstack(tf.shape(valid))
+    box = tf.where(valid, tf.range(n)[None], n)
+    rows = tf.broadcast_to(tf.range(batch)[:, None], [batch, n])
+    nobody = tf.fill([batch, anchors], n)
+    return tf.tensor_scatter_nd_min(nobody, tf.stack([rows, best_anchor], -1), box)
 
 
 def anchor_targets(

@@ -1,0 +1,314 @@
+"""COCO instances JSON and images to TFRecord shards: checked, restartable, in parallel processes.
+
+Every path goes through `tf.io.gfile`, so `gs://` works. Nothing is left out in silence: each image
+and annotation that is not converted is listed with its reason in `<prefix>.json`, which describes
+the finished set. `<prefix>.state.json` remembers the finished shards for a restart.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from spinenet_tf.data.records import Converted, Instance, encode_example, write_json, write_shards
+
+VERSION = 1
+# What every JPEG or PNG decoder turns into RGB alike; any other image is encoded again.
+KEPT_FORMATS = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"), ("PNG", "I;16")}
+JPEG_QUALITY = 95
+CLIP_TOLERANCE = 1e-3  # pixels; published boxes are rounded
+FAR_OUTSIDE = 10  # image sides; a polygon vertex further out is a mistake
+
+
+class Settings(NamedTuple):
+    """What a process needs to know to convert any image."""
+
+    images_dir: str
+    labels: dict[int, tuple[int, str]]  # category id -> label, name
+    masks: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished set of shards: what `<prefix>.json` holds."""
+
+    num_examples: int
+    num_instances: int
+    num_classes: int  # the highest label + 1, for the background
+    shards: dict[str, int]  # file name -> examples
+    masks: bool
+    categories: list[dict]  # id, name, label
+    rejected: list[dict]  # annotation_id (None: the whole image), image_id, field, value, reason
+    clipped: int  # boxes that were partly outside of their image
+    reencoded: int  # images that were neither JPEG nor PNG of a plain kind
+    fingerprint: str
+    source: dict[str, str]
+    version: int = VERSION
+
+
+class Rejection(Exception):
+    """Why an image or an annotation cannot be used."""
+
+    def __init__(self, field: str, value: object, reason: str):
+        super().__init__(field, value, reason)
+
+    def entry(self, image_id: object, annotation_id: object = None) -> dict:
+        field, value, reason = self.args
+        ids = {"annotation_id": annotation_id, "image_id": image_id}
+        # repr, because NaN and infinity have no place in JSON.
+        return ids | {"field": field, "value": repr(value)[:200], "reason": reason}
+
+
+def _finite(values: object) -> bool:
+    numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+    return numbers and all(map(math.isfinite, values))
+
+
+def clip_box(box: object, height: int, width: int) -> tuple[float, float, float, float]:
+    """The part of an [xmin, ymin, width, height] box inside the image; Rejection if it has none."""
+    if not isinstance(box, list) or len(box) != 4:
+        raise Rejection("bbox", box, "not a list [xmin, ymin, width, height]")
+    if not _finite(box):
+        raise Rejection("bbox", box, "NaN, infinite or not a number")
+    x, y, w, h = box
+    if w <= 0 or h <= 0:
+        raise Rejection("bbox", box, "width or height is not positive")
+    xmin, xmax = max(x, 0), min(x + w, width)
+    ymin, ymax = max(y, 0), min(y + h, height)
+    if xmax <= xmin or ymax <= ymin:
+        raise Rejection("bbox", box, f"entirely outside the {width}x{height} image")
+    return xmin, ymin, xmax - xmin, ymax - ymin
+
+
+def _run_lengths(compressed: str) -> list[int]:
+    # COCO's string: 5 bits a character, lowest first, bit 5 says 'more'; from the fourth number on
+    # each is the difference to the one before the last.
+    runs, value, shift = [], 0, 0
+    for bits in (ord(character) - 48 for character in compressed):
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16 and 1) << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, shift = 0, 0
+    return runs
+
+
+def _check_rle(rle: dict, height: int, width: int) -> dict:
+    counts = rle.get("counts")
+    runs = _run_lengths(counts) if isinstance(counts, str) else counts
+    if rle.get("size") != [height, width]:
+        raise Rejection("segmentation", rle, f"RLE size is not [{height}, {width}]")
+    # pycocotools fills what the runs do not cover with whatever lies in memory.
+    whole = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
+    if not whole or sum(runs) != height * width:
+        raise Rejection("segmentation", rle, "RLE counts do not add up to the image")
+    return {"size": [height, width], "counts": runs}
+
+
+def _check_polygons(polygons: object, height: int, width: int) -> list[list[float]]:
+    if not isinstance(polygons, list) or not polygons:
+        raise Rejection("segmentation", polygons, "neither polygons nor RLE")
+    for polygon in polygons:
+        if not _finite(polygon) or len(polygon) < 6 or len(polygon) % 2:
+            raise Rejection("segmentation", polygon, "not a polygon [x1, y1, x2, y2, x3, y3, ...]")
+        if max(map(abs, polygon)) > FAR_OUTSIDE * max(height, width):
+            raise Rejection("segmentation", polygon, "polygon far outside the image")
+    return polygons
+
+
+def mask_png(segmentation: object, height: int, width: int) -> bytes:
+    """Polygons or RLE (compressed or not) as a PNG of the whole image, one channel, 0 or 1."""
+    if isinstance(segmentation, dict):
+        rle = coco_mask.frPyObjects(_check_rle(segmentation, height, width), height, width)
+    else:
+        polygons = _check_polygons(segmentation, height, width)
+        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    png = io.BytesIO()
+    # Level 1 is three times as fast as the default, and a mask is small either way.
+    Image.fromarray(coco_mask.decode(rle)).save(png, "PNG", compress_level=1)
+    return png.getvalue()
+
+
+def _instance(annotation: dict, image: dict, settings: Settings) -> tuple[Instance, bool]:
+    """The object, and whether its box was clipped."""
+    category = annotation.get("category_id")
+    if category not in settings.labels:
+        raise Rejection("category_id", category, "unknown category id")
+    size = image["height"], image["width"]
+    box = clip_box(annotation.get("bbox"), *size)
+    area, crowd = annotation.get("area", box[2] * box[3]), annotation.get("iscrowd", 0)
+    if not _finite([area]) or area < 0:
+        raise Rejection("area", area, "NaN, infinite, negative or not a number")
+    if crowd not in (0, 1):
+        raise Rejection("iscrowd", crowd, "neither 0 nor 1")
+    mask = mask_png(annotation.get("segmentation"), *size) if settings.masks else None
+    moved = max(abs(a - b) for a, b in zip(box, annotation["bbox"], strict=True))
+    label, name = settings.labels[category]
+    return Instance(box, label, name, bool(crowd), area, mask), moved > CLIP_TOLERANCE
+
+
+def read_image(images_dir: str, image: dict) -> tuple[bytes, bool]:
+    """The image's JPEG or PNG bytes, and whether they had to be made; Rejection if unusable."""
+    path = os.path.join(images_dir, str(image.get("file_name")))
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            encoded = file.read()
+    except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):
+        raise Rejection("file_name", image.get("file_name"), f"no image file {path}") from None
+    try:
+        picture = Image.open(io.BytesIO(encoded))
+        picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Rejection("file_name", image["file_name"], f"cannot be decoded: {error}") from None
+    # The stored pixels, not turned by EXIF: COCO's boxes are in this frame, and so TF decodes it.
+    stated = image.get("width"), image.get("height")
+    if picture.size != stated:
+        raise Rejection("width, height", stated, f"the image file is {picture.size}")
+    if (picture.format, picture.mode) in KEPT_FORMATS:
+        return encoded, False
+    jpeg = io.BytesIO()
+    picture.convert("RGB").save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    return jpeg.getvalue(), True
+
+
+def convert_image(settings: Settings, job: tuple[dict, list[dict]]) -> Converted:
+    """One image and its annotations to a serialized example."""
+    image, annotations = job
+    try:
+        encoded, reencoded = read_image(settings.images_dir, image)
+    except Rejection as rejection:
+        return Converted(None, Counter(rejected_images=1), [rejection.entry(image["id"])])
+    instances, rejected, clipped = [], [], 0
+    for annotation in annotations:
+        try:
+            instance, moved = _instance(annotation, image, settings)
+        except Rejection as rejection:
+            rejected.append(rejection.entry(image["id"], annotation["id"]))
+        else:
+            instances.append(instance)
+            clipped += moved
+    size = image["height"], image["width"]
+    example = encode_example(encoded, *size, image["file_name"], image["id"], instances)
+    counts = Counter(examples=1, instances=len(instances), clipped=clipped, reencoded=reencoded)
+    return Converted(example, counts, rejected)
+
+
+def _load(path: str) -> tuple[dict, str]:
+    """The checked JSON and its sha256."""
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        raw = file.read()
+    try:
+        coco = json.loads(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    for field in ("images", "annotations", "categories"):
+        if not isinstance(coco, dict) or not isinstance(coco.get(field), list):
+            raise ValueError(f"{path}: no list '{field}', so not a COCO instances file")
+        _check_ids(path, field, coco[field])
+    return coco, hashlib.sha256(raw).hexdigest()
+
+
+def _check_ids(path: str, field: str, entries: list) -> None:
+    seen = set()
+    for entry in entries:
+        if "id" not in entry:
+            raise ValueError(f"{path}: an entry of '{field}' has no 'id': {str(entry)[:80]}")
+        if entry["id"] in seen:
+            raise ValueError(f"{path}: id {entry['id']!r} is in '{field}' twice")
+        seen.add(entry["id"])
+
+
+def _label_map(categories: list[dict], contiguous: bool) -> dict[int, tuple[int, str]]:
+    names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
+    if contiguous:
+        return {key: (label, names[key]) for label, key in enumerate(sorted(names), 1)}
+    for key in names:
+        if type(key) is not int or key < 1:
+            raise ValueError(
+                f"category id {key!r} cannot be a label, because 0 is the background and labels "
+                "are numbers: --contiguous_labels numbers the categories from 1"
+            )
+    return {key: (key, name) for key, name in names.items()}
+
+
+def _jobs(coco: dict, seed: int) -> tuple[list[tuple[dict, list[dict]]], list[dict]]:
+    """Images in mixed order, each with its annotations; and the annotations of no image."""
+    of_image, rejected = defaultdict(list), []
+    known = {image["id"] for image in coco["images"]}
+    for annotation in coco["annotations"]:
+        image_id = annotation.get("image_id")
+        if image_id in known:
+            of_image[image_id].append(annotation)
+        else:
+            rejection = Rejection("image_id", image_id, "unknown image id")
+            rejected.append(rejection.entry(image_id, annotation["id"]))
+    order = np.random.default_rng(seed).permutation(len(coco["images"]))
+    images = [coco["images"][index] for index in order]
+    return [(image, of_image[image["id"]]) for image in images], rejected
+
+
+def convert(
+    images_dir: str,
+    annotations: str,
+    output_prefix: str,
+    *,
+    num_shards: int,
+    masks: bool = True,
+    contiguous_labels: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+) -> Summary:
+    """Writes `<output_prefix>-*.tfrecord` and `<output_prefix>.json`, the summary.
+
+    Run again with the same inputs, it goes on where it was stopped. Images without annotations are
+    kept. Labels are the category ids, or 1, 2, ... in their order with `contiguous_labels`.
+    `workers=None` uses every core; see `write_shards` for what several need.
+    """
+    coco, sha256 = _load(annotations)
+    if not tf.io.gfile.isdir(images_dir):
+        raise FileNotFoundError(f"{images_dir}: no such folder")
+    labels = _label_map(coco["categories"], contiguous_labels)
+    jobs, rejected = _jobs(coco, seed)
+    settings = Settings(images_dir, labels, masks)
+    options = f"{VERSION} {sha256} {num_shards} {masks} {contiguous_labels} {seed}"
+    fingerprint = hashlib.sha256(options.encode()).hexdigest()
+    shards = write_shards(
+        output_prefix,
+        jobs,
+        partial(convert_image, settings),
+        num_shards=num_shards,
+        fingerprint=fingerprint,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    counts = sum((Counter(shard["counts"]) for shard in shards.values()), Counter())
+    summary = Summary(
+        num_examples=counts["examples"],
+        num_instances=counts["instances"],
+        num_classes=1 + max((label for label, _ in labels.values()), default=0),
+        shards={name: shard["counts"].get("examples", 0) for name, shard in shards.items()},
+        masks=masks,
+        categories=[{"id": k, "name": n, "label": v} for k, (v, n) in sorted(labels.items())],
+        rejected=rejected + [entry for shard in shards.values() for entry in shard["rejected"]],
+        clipped=counts["clipped"],
+        reencoded=counts["reencoded"],
+        fingerprint=fingerprint,
+        source={"images": images_dir, "annotations": annotations},
+    )
+    write_json(f"{output_prefix}.json", asdict(summary))
+    return summary

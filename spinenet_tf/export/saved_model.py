@@ -1,0 +1,60 @@
+"""A SavedModel that takes images as they come and returns boxes in their pixels."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from spinenet_tf.data import pipeline, records
+
+
+def export(task: Any, model: keras.Model, folder: str, *, canvas: int) -> None:
+    """Writes a SavedModel with three signatures.
+
+    `serving_default` and `image_bytes`: [b] string, encoded JPEG, PNG, GIF or BMP; `image_tensor`:
+    [b, h, w, 3] uint8 RGB; `tf_example`: [b] string, serialized with image/encoded. Each returns
+    num_detections [b] int32, detection_boxes [b, k, 4] float32 (yxyx, source pixels),
+    detection_scores [b, k] float32 and detection_classes [b, k] int32, best first, padded with 0.
+
+    Args:
+      canvas: as `Data.canvas` in training.
+    """
+    endpoints = _endpoints(task, model, canvas)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name, (function, shape, dtype) in endpoints.items():
+        archive.add_endpoint(name, function, [tf.TensorSpec(shape, dtype, name="inputs")])
+    archive.write_out(folder, verbose=False)
+
+
+def _endpoints(task: Any, model: keras.Model, canvas: int) -> dict:
+    def detect(inputs, to_image):
+        def row(value):
+            return pipeline.place(to_image(value), canvas)
+
+        spec = {
+            "image": tf.TensorSpec([canvas, canvas, 3], tf.uint8),
+            "image_size": tf.TensorSpec([2], tf.int32),
+            "source_size": tf.TensorSpec([2], tf.int32),
+        }
+        batch = tf.map_fn(row, inputs, fn_output_signature=spec)
+        found = task.predict(model, batch, native=True)
+        return {
+            "num_detections": found.count,
+            "detection_boxes": found.boxes,
+            "detection_scores": found.scores,
+            "detection_classes": found.classes,
+        }
+
+    def from_example(value):
+        return pipeline.decode_image(records.parse_example(value)["encoded"])
+
+    def bytes_endpoint(inputs):
+        return detect(inputs, pipeline.decode_image)
+
+    return {
+        "serving_default": (bytes_endpoint, [None], tf.string),
+        "image_bytes": (bytes_endpoint, [None], tf.string),
+        "image_tensor": (lambda x: detect(x, tf.identity), [None, None, None, 3], tf.uint8),
+        "tf_example": (lambda x: detect(x, from_example), [None], tf.string),
+    }

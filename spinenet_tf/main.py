@@ -1,0 +1,108 @@
+"""Trains, evaluates, shows and exports what a gin recipe describes.
+
+python -m spinenet_tf.main --mode=train_and_eval --gin_file=gin_configs/demo.gin --model_dir=/tmp/demo
+"""
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+
+import gin
+from absl import app, flags
+
+MODES = ("train", "eval", "train_and_eval", "predict", "export", "profile")
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("mode", "train_and_eval", MODES, "what to do")
+flags.DEFINE_multi_string("gin_file", [], "recipe; several are read in order, later ones win")
+flags.DEFINE_multi_string("gin_param", [], "one binding, such as 'Schedule.epochs=12'")
+flags.DEFINE_string("model_dir", None, "folder of checkpoints, summaries and figures; gs:// works")
+flags.DEFINE_multi_string("images", [], "predict: image files or globs")
+flags.DEFINE_string("output", None, "predict, export: folder to write; by default in model_dir")
+flags.DEFINE_bool("json", False, "profile: print JSON")
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        raise app.UsageError(f"what is {argv[1]!r}? All arguments are --flags.")
+    try:
+        _run(FLAGS)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if FLAGS.verbosity > 0:
+            raise
+        sys.exit(f"error: {error}")
+
+
+def _run(args) -> None:
+    if args.mode != "profile" and not args.model_dir:
+        raise ValueError(f"--mode={args.mode} needs --model_dir")
+    from spinenet_tf import modes  # after the flags are known to be right: TensorFlow takes seconds
+
+    parse_gin(args.gin_file, args.gin_param, args.model_dir)
+    match args.mode:
+        case "train":
+            modes.train(args.model_dir)
+        case "train_and_eval":
+            modes.train_and_eval(args.model_dir)
+        case "eval":
+            modes.evaluate(args.model_dir)
+        case "predict":
+            if not args.images:
+                raise ValueError("--mode=predict needs --images")
+            modes.predict(
+                args.model_dir, args.images, args.output or f"{args.model_dir}/predictions"
+            )
+        case "export":
+            modes.export(args.model_dir, args.output or f"{args.model_dir}/saved_model")
+        case "profile":
+            modes.profile(args.json)
+
+
+def parse_gin(files: list[str], params: list[str], model_dir: str | None) -> None:
+    """Reads recipes, or the one saved in `model_dir`, and locks the configuration.
+
+    Raises:
+      FileNotFoundError: no such recipe. ValueError: a name that nothing has, with the nearest one.
+    """
+    saved = f"{model_dir}/config.gin"
+    if not files and model_dir and os.path.exists(saved):
+        files = [saved]
+    if not files:
+        raise ValueError("no recipe: give --gin_file (see gin_configs/)")
+    for file in files:
+        if not os.path.exists(file):
+            raise FileNotFoundError(f"--gin_file={file}: no such file")
+        for folder in Path(file).resolve().parents[:3]:
+            gin.add_config_file_search_path(str(folder))
+    try:
+        gin.parse_config_files_and_bindings(files, params)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}{_nearest(str(error))}") from error
+
+
+def _nearest(message: str) -> str:
+    """A suggestion for the name that gin did not know."""
+    unknown = re.search(r"(?:matching|parameter named) '([^']+)'", message)
+    if not unknown:
+        return ""
+    known = sorted(_known_names())
+    close = difflib.get_close_matches(unknown[1].split("/")[-1], known, n=1, cutoff=0.5)
+    return f"\ndid you mean {close[0]!r}?" if close else f"\nknown: {', '.join(known)}"
+
+
+def _known_names() -> set[str]:
+    import inspect
+
+    names = set()
+    for selector, configurable in gin.config._REGISTRY.items():
+        if configurable.module and configurable.module.startswith("spinenet_tf"):
+            names.add(selector.split(".")[-1])
+            names.update(inspect.signature(configurable.wrapper).parameters)
+    return names
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,175 @@
+"""What `main` can do, one function a mode; everything they need to know comes by gin."""
+
+import json
+import time
+from typing import Any
+
+import gin
+import keras
+import numpy as np
+import tensorflow as tf
+
+from spinenet_tf.data.pipeline import Data
+from spinenet_tf.draw import draw_boxes
+from spinenet_tf.export.predict import expand, predict_files
+from spinenet_tf.export.saved_model import export as export_model
+from spinenet_tf.models.count import count
+from spinenet_tf.tasks.detection import Detection
+from spinenet_tf.train import checkpoints
+from spinenet_tf.train.optimizer import Schedule
+from spinenet_tf.train.strategy import make_strategy
+from spinenet_tf.train.trainer import Run, Trainer
+
+
+@gin.configurable
+def make_task(task: type = Detection) -> Any:
+    """The task that a recipe trains."""
+    return task()
+
+
+def scoped_data(scope: str) -> Data:
+    """`Data` under the bindings of gin scope 'train' or 'eval'."""
+    with gin.config_scope(scope):
+        return Data()
+
+
+def train(model_dir: str) -> None:
+    """Trains, or goes on training, to the end of the schedule."""
+    _train(model_dir)
+
+
+def train_and_eval(model_dir: str) -> dict:
+    """Trains with evaluations every `Trainer.eval_every` steps and at the end."""
+    run, validation = _make_run(model_dir), scoped_data("eval")
+    every, figures = run.trainer.eval_every, {}
+
+    def after_loop(step: int) -> None:
+        if every and step % every == 0:
+            figures.update(_evaluate(run, validation))
+
+    _train(model_dir, run, after_loop)
+    return _evaluate(run, validation)
+
+
+def evaluate(model_dir: str) -> dict:
+    """Prints and saves the task's figures of the newest checkpoint."""
+    checkpoints.latest(model_dir)
+    run = _make_run(model_dir)
+    return _evaluate(run, scoped_data("eval"))
+
+
+def predict(model_dir: str, images: list[str], output: str) -> None:
+    """Draws detections of image files and writes `results.json`."""
+    files = expand(images)
+    task, model, categories = _load(model_dir)
+    results = predict_files(
+        task, model, files, output,
+        names={c["label"]: c["name"] for c in categories},
+        category_ids={c["label"]: c["id"] for c in categories},
+        canvas=scoped_data("eval").canvas,
+    )  # fmt: skip
+    with tf.io.gfile.GFile(f"{output}/results.json", "w") as file:
+        json.dump(results, file)
+    print(f"{len(files)} pictures and results.json ({len(results)} detections) in {output}")
+
+
+def export(model_dir: str, output: str) -> None:
+    """Writes the newest checkpoint as a SavedModel."""
+    task, model, _ = _load(model_dir)
+    export_model(task, model, output, canvas=scoped_data("eval").canvas)
+    print(f"SavedModel in {output}: signatures image_bytes, image_tensor, tf_example")
+
+
+def profile(as_json: bool = False) -> dict:
+    """Prints what the recipe's model costs for one image."""
+    task = make_task()
+    model = task.build()
+    counts = count(model)
+    figures = counts._asdict() | {
+        "model": model.name,
+        "input": list(model.inputs[0].shape[1:]),
+        "weight_bytes_float32": 4 * (counts.parameters + counts.moving_statistics),
+        "activation_bytes_bfloat16": 2 * counts.activations,
+    }
+    print(json.dumps(figures) if as_json else _profile_text(figures))
+    return figures
+
+
+def _profile_text(figures: dict) -> str:
+    height, width, _ = figures["input"]
+    return (
+        f"{figures['model']} at {height}x{width}\n"
+        f"  parameters     {figures['parameters'] / 1e6:.3f} M trainable, "
+        f"{figures['moving_statistics'] / 1e6:.3f} M batch-norm statistics\n"
+        f"  multiply-adds  {figures['multiply_adds'] / 1e9:.2f} B an image (the paper's convention)\n"
+        f"  memory         {figures['weight_bytes_float32'] / 2**20:.0f} MiB of weights in float32; "
+        f"{figures['activation_bytes_bfloat16'] / 2**20:.0f} MiB an image for all layer outputs in "
+        "bfloat16 (an upper bound)"
+    )
+
+
+def _make_run(model_dir: str) -> Run:
+    strategy, task = make_strategy(), make_task()
+    checkpoints.check_fits(model_dir, task)
+    return Run(task, Trainer(), model_dir, strategy)
+
+
+def _train(model_dir: str, run: Run | None = None, after_loop=lambda step: None) -> Run:
+    data, run = scoped_data("train"), run or _make_run(model_dir)
+    data.files()  # fail on missing data before anything is written
+    if run.is_chief:
+        checkpoints.write_sidecar(model_dir, checkpoints.describe(run.task, data.categories()))
+        _write(f"{model_dir}/config.gin", gin.config_str())
+    run.train(data, Schedule(), after_loop)
+    if run.is_chief:
+        _write(f"{model_dir}/operative_config.gin", gin.operative_config_str())
+    return run
+
+
+def _evaluate(run: Run, data: Data) -> dict:
+    """Evaluates; prints, saves and summarises the figures, and some drawn images."""
+    start, step = time.monotonic(), run.resume()
+    pictures, names = [], {c["label"]: c["name"] for c in data.categories()}
+
+    def look(batch, detections):
+        for i in range(min(len(batch["id"]), 8 - len(pictures))):
+            pictures.append(_picture(batch, detections, i, names))
+
+    metric = run.evaluate(data, look)
+    figures = metric.result()
+    if run.is_chief:
+        _report(run, step, figures, pictures, time.monotonic() - start)
+        metric.write(f"{run.model_dir}/results.json")
+    return figures
+
+
+def _report(run: Run, step: int, figures: dict, pictures: list, seconds: float) -> None:
+    for name, value in figures.items():
+        print(f"{name:6} {value:.4f}")
+    print(f"evaluated step {step} in {seconds:.0f} s")
+    _write(f"{run.model_dir}/metrics-{step}.json", json.dumps({"step": step} | figures, indent=1))
+    with run.summary_writer("eval").as_default(step):
+        for name, value in figures.items():
+            tf.summary.scalar(name, value)
+        for i, picture in enumerate(pictures):
+            tf.summary.image(f"detections/{i}", picture[None])
+        tf.summary.flush()
+
+
+def _picture(batch: dict, detections: tuple, i: int, names: dict) -> np.ndarray:
+    boxes, scores, classes, _ = (part[i] for part in detections)
+    to_canvas = np.tile(batch["image_size"][i] / batch["source_size"][i], 2)
+    keep = scores >= 0.3
+    image = batch["image"][i]
+    return draw_boxes(image, boxes[keep] * to_canvas, classes[keep], scores[keep], names)
+
+
+def _load(model_dir: str) -> tuple[Any, keras.Model, list[dict]]:
+    task = make_task()
+    model = checkpoints.load_model(task, model_dir)
+    return task, model, checkpoints.read_sidecar(model_dir).get("categories", [])
+
+
+def _write(path: str, text: str) -> None:
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(text)

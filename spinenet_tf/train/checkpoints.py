@@ -1,0 +1,92 @@
+"""Finding, describing and restoring the checkpoints of a model folder."""
+
+import dataclasses
+import json
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+SIDECAR = "model.json"
+
+
+def describe(task: Any, categories: list[dict]) -> dict:
+    """What a checkpoint needs to be used right: the task's settings and the classes' names."""
+    return {"task": dataclasses.asdict(task), "categories": categories}
+
+
+def write_sidecar(model_dir: str, description: dict) -> None:
+    """Writes `model.json` beside the checkpoints."""
+    tf.io.gfile.makedirs(model_dir)
+    with tf.io.gfile.GFile(f"{model_dir}/{SIDECAR}", "w") as file:
+        json.dump(description, file, indent=1)
+
+
+def read_sidecar(model_dir: str) -> dict:
+    """Reads `model.json`; {} if there is none."""
+    path = f"{model_dir}/{SIDECAR}"
+    if not tf.io.gfile.exists(path):
+        return {}
+    with tf.io.gfile.GFile(path) as file:
+        return json.load(file)
+
+
+def latest(model_dir: str) -> str:
+    """The newest complete checkpoint of a folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = tf.train.latest_checkpoint(model_dir)
+    if not path:
+        raise FileNotFoundError(
+            f"{model_dir!r} holds no checkpoint: train first, or fix --model_dir"
+        )
+    return path
+
+
+def check_fits(model_dir: str, task: Any) -> None:
+    """Compares a recipe with the one its checkpoint was trained with.
+
+    Raises:
+      ValueError: they differ in what shapes the network; says in which field and how to cure it.
+    """
+    trained = read_sidecar(model_dir).get("task", {})
+    recipe = json.loads(json.dumps(dataclasses.asdict(task)))
+    name = type(task).__name__
+    for field in ("num_classes", "anchors"):
+        if field in trained and trained[field] != recipe[field]:
+            raise ValueError(
+                f"the checkpoint in {model_dir} was trained with {name}.{field}={trained[field]}, the "
+                f"recipe says {recipe[field]}: use the gin files of that run, "
+                f"--gin_param='{name}.{field}={trained[field]}', or another --model_dir"
+            )
+
+
+def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
+    """Restores every value of `checkpoint`, which may hold less than the file.
+
+    Raises:
+      ValueError: the file lacks a value or has one of another shape.
+    """
+    try:
+        status = checkpoint.restore(path)
+        status.assert_existing_objects_matched().expect_partial()
+    except (ValueError, AssertionError) as error:
+        raise ValueError(
+            f"checkpoint {path} is not of the model that the recipe builds; give the gin files it was "
+            f"trained with (operative_config.gin beside it). TensorFlow says: {error}"
+        ) from error
+
+
+def load_model(task: Any, model_dir: str) -> keras.Model:
+    """Builds the task's model with the newest weights of a folder.
+
+    Raises:
+      FileNotFoundError: no checkpoint. ValueError: one of another model.
+    """
+    path = latest(model_dir)
+    check_fits(model_dir, task)
+    model = task.build()
+    restore(tf.train.Checkpoint(model=model), path)
+    return model

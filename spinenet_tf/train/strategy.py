@@ -1,0 +1,45 @@
+"""Which devices to train on."""
+
+import gin
+import tensorflow as tf
+
+KINDS = ("auto", "tpu", "mirrored", "multi_worker", "one_device")
+
+
+@gin.configurable
+def make_strategy(kind: str = "auto", tpu: str = "local") -> tf.distribute.Strategy:
+    """The distribution strategy.
+
+    Args:
+      kind: 'tpu', 'mirrored' (all GPUs of a machine, or its logical CPUs), 'multi_worker' (machines
+        named by TF_CONFIG), 'one_device', or 'auto': mirrored if there are several GPUs, otherwise
+        one device.
+      tpu: name or grpc:// address of the TPU, or 'local' on a TPU VM.
+
+    Raises:
+      ValueError: unknown kind, or no TPU of that name.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"make_strategy.kind={kind!r} is not one of {KINDS}")
+    if kind == "tpu":
+        return _tpu_strategy(tpu)
+    if kind == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if kind == "mirrored" or (kind == "auto" and len(tf.config.list_physical_devices("GPU")) > 1):
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([d.name for d in devices])
+    return tf.distribute.get_strategy()
+
+
+def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu)
+        if tpu != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise ValueError(
+            f"no TPU {tpu!r} here ({error}); give its name as make_strategy.tpu, or train without one: "
+            "--gin_param=\"make_strategy.kind='auto'\""
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)

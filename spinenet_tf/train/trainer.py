@@ -1,0 +1,280 @@
+"""The training loop: a task, batches and a strategy in; checkpoints, summaries and figures out."""
+
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gin
+import keras
+import tensorflow as tf
+
+from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
+from spinenet_tf.train import checkpoints
+from spinenet_tf.train.optimizer import Momentum, Schedule
+
+PREEMPTED = 143  # exit status after SIGTERM: 128 + 15, so that a supervisor starts us again
+
+
+class Task(Protocol):
+    """What the trainer asks of a task; see `tasks.detection.Detection`."""
+
+    def build(self) -> keras.Model: ...
+    def loss(self, model: keras.Model, batch: dict, *, training: bool) -> tuple[Any, dict]: ...
+    def predict(self, model: keras.Model, batch: dict, *, native: bool) -> tuple: ...
+    def metric(self, **kwargs) -> Any: ...
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """How to run training.
+
+    Attributes:
+      steps: overrides the schedule's length, for tries; 0 does not.
+      steps_per_loop: steps of one compiled call; summaries and the progress line come once a call.
+      checkpoint_every: steps between checkpoints.
+      keep: checkpoints kept.
+      eval_every: steps between evaluations in train_and_eval; 0: only at the end.
+      momentum: of SGD.
+      clip: largest global norm of the gradient; 0 does not clip. Official code: 10, per shard.
+      precision: 'mixed_bfloat16' on TPU, 'float32' elsewhere.
+      xla: compile the step with XLA off TPU as well (one device only).
+      seed: of the initial weights and of stochastic depth.
+      deterministic: only use operations whose result does not depend on thread timing.
+      examples: training images, where the data set's sidecar does not say and counting is slow.
+    """
+
+    steps: int = 0
+    steps_per_loop: int = 100
+    checkpoint_every: int = 1000
+    keep: int = 3
+    eval_every: int = 0
+    momentum: float = 0.9
+    clip: float = 0.0
+    precision: str = "mixed_bfloat16"
+    xla: bool = False
+    seed: int = 0
+    deterministic: bool = False
+    examples: int = 0
+
+    def set_up(self) -> None:
+        """Process-wide settings: precision, seed, determinism. Call before a model is built."""
+        keras.config.set_dtype_policy(self.precision)
+        keras.utils.set_random_seed(self.seed)
+        if self.deterministic:
+            tf.config.experimental.enable_op_determinism()
+
+
+class Run:
+    """One training run in a folder: builds or resumes it, trains, evaluates."""
+
+    def __init__(self, task: Task, trainer: Trainer, model_dir: str, strategy=None):
+        self.task, self.trainer, self.model_dir = task, trainer, model_dir
+        self.strategy = strategy or tf.distribute.get_strategy()
+        trainer.set_up()
+        with self.strategy.scope():
+            self.model = task.build()
+            variables = [v.value for v in self.model.trainable_variables]
+            self.optimizer = Momentum(variables, trainer.momentum)
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.checkpoint = tf.train.Checkpoint(
+            model=self.model, optimizer=self.optimizer, step=self.step
+        )
+        self.manager = tf.train.CheckpointManager(
+            self.checkpoint, self._checkpoint_dir(), trainer.keep, step_counter=self.step
+        )
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes what there is one of."""
+        resolver = self.strategy.cluster_resolver
+        if not isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return True
+        return not resolver.task_id
+
+    def resume(self) -> int:
+        """Restores the latest checkpoint if there is one; returns the step to go on from."""
+        latest = tf.train.latest_checkpoint(self.model_dir)
+        if latest:
+            checkpoints.restore(self.checkpoint, latest)
+        return int(self.step)
+
+    def train(
+        self, data: Data, schedule: Schedule, after_loop: Callable[[int], None] = lambda step: None
+    ) -> None:
+        """Trains to the end of the schedule, from the latest checkpoint.
+
+        Raises:
+          FloatingPointError: the loss is not finite; names the steps.
+          SystemExit: (143) after a SIGTERM and a last checkpoint.
+        """
+        steps_per_epoch = (self.trainer.examples or data.num_examples()) / data.batch_size
+        total = self.trainer.steps or math.ceil(schedule.epochs * steps_per_epoch)
+        start = self.resume()
+        train_steps = self._compile(
+            lambda step: schedule.rate(
+                step, batch_size=data.batch_size, steps_per_epoch=steps_per_epoch
+            )
+        )
+        batches = iter(self._distribute(lambda **where: train_batches(data, step=start, **where)))
+        progress = Progress(start, total, data.batch_size, self.summary_writer("train"))
+        with _sigterm() as stop:
+            for step in self._loops(start, total):
+                logs = train_steps(batches, tf.constant(step - int(self.step)))
+                self._check_finite(logs, progress.step, step)
+                progress.report(step, logs)
+                if step == total or step % self.trainer.checkpoint_every == 0 or stop:
+                    self.manager.save(checkpoint_number=self.step)
+                if stop:
+                    print(f"SIGTERM: saved step {step} in {self.model_dir}", flush=True)
+                    sys.exit(PREEMPTED)
+                after_loop(step)
+
+    def evaluate(self, data: Data, look: Callable[[dict, tuple], None] = lambda b, d: None) -> Any:
+        """The task's metric over all images. `look` sees every batch and its detections."""
+        metric = self.task.metric(categories=data.categories(), annotations=data.annotations)
+        predict = self._compile_predict()
+        for batch in self._distribute(lambda **where: eval_batches(data, **where)):
+            detections = predict(batch)
+            labels = {k: self._gather(v) for k, v in batch.items()}
+            detections = tuple(self._gather(part) for part in detections)
+            metric.update(labels, detections)
+            look(labels, detections)
+        return metric
+
+    def _compile(self, rate: Callable[[tf.Tensor], tf.Tensor]):
+        """Returns train_steps(iterator, n) -> mean logs of n steps."""
+
+        @tf.function(jit_compile=self.trainer.xla)
+        def replica_step(batch):
+            with tf.GradientTape() as tape:
+                total, logs = self.task.loss(self.model, batch, training=True)
+            variables = [v.value for v in self.model.trainable_variables]
+            gradients = tape.gradient(total, variables)
+            replica = tf.distribute.get_replica_context()
+            gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            norm = tf.linalg.global_norm(gradients)
+            if self.trainer.clip:
+                gradients, _ = tf.clip_by_global_norm(gradients, self.trainer.clip, norm)
+            learning_rate = rate(self.step)
+            self.optimizer.apply(gradients, learning_rate)
+            return logs | {
+                "gradient_norm": norm / replica.num_replicas_in_sync,
+                "learning_rate": learning_rate / replica.num_replicas_in_sync,
+            }
+
+        def one_step(iterator):
+            logs = self.strategy.run(replica_step, (next(iterator),))
+            self.step.assign_add(1)
+            add = tf.distribute.ReduceOp.SUM
+            return {k: self.strategy.reduce(add, v, axis=None) for k, v in logs.items()}
+
+        @tf.function
+        def train_steps(iterator, n):
+            total = one_step(iterator)
+            for _ in tf.range(n - 1):
+                logs = one_step(iterator)
+                total = {k: total[k] + logs[k] for k in total}
+            return {k: v / tf.cast(n, tf.float32) for k, v in total.items()}
+
+        return train_steps
+
+    def _compile_predict(self):
+        native = not isinstance(self.strategy, tf.distribute.TPUStrategy)
+
+        @tf.function
+        def predict(batch):
+            return self.strategy.run(
+                lambda b: tuple(self.task.predict(self.model, b, native=native)), (batch,)
+            )
+
+        return predict
+
+    def _distribute(self, make: Callable[..., tf.data.Dataset]):
+        def make_for(context):
+            return make(
+                pipeline=context.input_pipeline_id,
+                pipelines=context.num_input_pipelines,
+                replicas=context.num_replicas_in_sync,
+            )
+
+        return self.strategy.distribute_datasets_from_function(make_for)
+
+    def _gather(self, value) -> Any:
+        return self.strategy.gather(value, axis=0).numpy()
+
+    def _loops(self, start: int, total: int):
+        """The steps at which a compiled call ends: multiples of the loop and checkpoint lengths."""
+        step, every = start, (self.trainer.steps_per_loop, self.trainer.checkpoint_every)
+        while step < total:
+            step = min(total, *(step - step % n + n for n in every))
+            yield step
+
+    def _check_finite(self, logs: dict, first: int, last: int) -> None:
+        broken = sorted(k for k, v in logs.items() if not math.isfinite(float(v)))
+        if broken:
+            raise FloatingPointError(
+                f"{', '.join(broken)} not finite in steps {first + 1} to {last}; the last good "
+                f"checkpoint is {self.manager.latest_checkpoint}. Lower Schedule.learning_rate or set "
+                "Trainer.clip=10."
+            )
+
+    def _checkpoint_dir(self) -> str:
+        """All workers save, since collectives demand it; only the chief's files count."""
+        if self.is_chief:
+            return self.model_dir
+        return f"{self.model_dir}/worker_{self.strategy.cluster_resolver.task_id}"
+
+    def summary_writer(self, name: str):
+        return tf.summary.create_file_writer(f"{self.model_dir}/{name}")
+
+
+class Progress:
+    """Prints a line and writes TensorBoard scalars after each compiled call."""
+
+    def __init__(self, step: int, total: int, batch_size: int, writer):
+        self.step, self._total, self._batch_size, self._writer = step, total, batch_size, writer
+        self._time = time.monotonic()
+
+    def report(self, step: int, logs: dict) -> None:
+        now = time.monotonic()
+        speed = (step - self.step) / max(now - self._time, 1e-9)
+        self.step, self._time = step, now
+        logs = {k: float(v) for k, v in logs.items()}
+        logs |= {"steps_per_second": speed, "images_per_second": speed * self._batch_size}
+        with self._writer.as_default(step):
+            for name, value in logs.items():
+                tf.summary.scalar(name, value)
+        self._writer.flush()
+        print(self._line(step, speed, logs), flush=True)
+
+    def _line(self, step: int, speed: float, logs: dict) -> str:
+        parts = " ".join(f"{k} {logs[k]:.3f}" for k in ("class", "box", "l2") if k in logs)
+        left = int((self._total - step) / speed)
+        return (
+            f"step {step}/{self._total}  loss {logs['total']:.3f} ({parts})  "
+            f"lr {logs['learning_rate']:.4f}  {logs['images_per_second']:.1f} images/s  "
+            f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        )
+
+
+class _sigterm:
+    """`with _sigterm() as stop`: stop is true once SIGTERM has come."""
+
+    def __enter__(self):
+        self._came = False
+        self._old = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self._old)
+
+    def __bool__(self):
+        return self._came
+
+    def _note(self, *_):
+        self._came = True
