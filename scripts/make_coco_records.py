@@ -38,7 +38,8 @@ def _report(summary: coco.Summary, seconds: float) -> None:
     print(f"{summary.clipped} boxes clipped, {summary.reencoded} images encoded again as JPEG")
     print(f"{len(summary.rejected)} rejected; the whole list is in {OUTPUT.value}.json")
     for entry in summary.rejected[:REASONS_SHOWN]:
-        print("  image {image_id}, annotation {annotation_id}: {field} {value}: {reason}".format_map(entry))
+        where = f"image {entry['image_id']}, annotation {entry['annotation_id']}"
+        print(f"  {where}: {entry['field']} {entry['value']}: {entry['reason']}")
 
 
 def main(_: list[str]) -> None:

@@ -9,10 +9,10 @@ import re
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import gin
-from absl import app, flags
+from absl import app, flags, logging
 
 MODES = ("train", "eval", "train_and_eval", "predict", "export", "profile")
 FLAGS = flags.FLAGS
@@ -77,10 +77,14 @@ def parse_gin(files: list[str], params: list[str], model_dir: str | None) -> Non
             raise FileNotFoundError(f"--gin_file={file}: no such file")
         for folder in Path(file).resolve().parents[:3]:
             gin.add_config_file_search_path(str(folder))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # gin logs every folder in which an include is not
     try:
         gin.parse_config_files_and_bindings(files, params)
     except (ValueError, OSError) as error:
         raise ValueError(f"{error}{_nearest(str(error))}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _nearest(message: str) -> str:

@@ -20,12 +20,16 @@ def area(boxes: tf.Tensor) -> tf.Tensor:
 
 def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """Intersection over union of [..., n, 4] and [..., m, 4] boxes -> [..., n, m]; 0 if both are empty."""
-    a, b = a[..., :, None, :], b[..., None, :, :]
-    corners = tf.concat(
-        [tf.maximum(a[..., :2], b[..., :2]), tf.minimum(a[..., 2:], b[..., 2:])], -1
+    ymin, xmin, ymax, xmax = zip(
+        tf.unstack(a[..., :, None, :], axis=-1),  # 4 x [..., n, 1]
+        tf.unstack(b[..., None, :, :], axis=-1),  # 4 x [..., 1, m]
+        strict=True,
     )
-    intersection = area(corners)  # [..., n, m]
-    union = area(a) + area(b) - intersection
+    # Coordinate by coordinate: a [..., n, m, 4] tensor would be four times the memory traffic.
+    height = tf.maximum(tf.minimum(*ymax) - tf.maximum(*ymin), 0.0)
+    width = tf.maximum(tf.minimum(*xmax) - tf.maximum(*xmin), 0.0)
+    intersection = height * width  # [..., n, m]
+    union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
     return tf.math.divide_no_nan(intersection, union)
 
 

@@ -64,7 +64,7 @@ class Trainer:
     def set_up(self) -> None:
         """Process-wide settings: precision, seed, determinism. Call before a model is built."""
         keras.config.set_dtype_policy(self.precision)
-        keras.utils.set_random_seed(self.seed)
+        keras.utils.set_random_seed(self.seed + 1)  # tf.data's shuffle cannot cope with 0
         if self.deterministic:
             tf.config.experimental.enable_op_determinism()
 

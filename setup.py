@@ -1,0 +1,19 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="spinenet_tf",
+    version="0.1.0",
+    description="SpineNet (arXiv 1912.05027) in TensorFlow and Keras 3, for Cloud TPU",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["spinenet_tf", "spinenet_tf.*"]),
+    install_requires=[
+        "tensorflow>=2.20,<2.21",
+        "keras>=3.15,<4",
+        "pycocotools>=2.0.8",
+        "gin-config>=0.5.0",
+        "absl-py>=1.4",
+        "numpy>=2",
+        "pillow>=10",
+    ],
+)

@@ -1,0 +1,27 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import gin
+import keras
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The team's folder of facts and references; users do not have it."""
+    if not SHARED.exists():
+        pytest.skip("shared/ is not here")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _clean_state():
+    """No test sees another's gin bindings or dtype policy."""
+    yield
+    gin.clear_config()
+    keras.config.set_dtype_policy("float32")
