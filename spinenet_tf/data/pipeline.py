@@ -96,14 +96,17 @@ def train_batches(
     """
     batch = _split(data, replicas)
     files = data.files()
-    mine = files[pipeline::pipelines] if len(files) >= pipelines else files
-    part = (0, 1) if len(files) >= pipelines else (pipeline, pipelines)
+    if len(files) >= pipelines:
+        mine, part, parts = files[pipeline::pipelines], 0, 1
+    else:  # too few files to go round: all hosts read all, and take every so many'th record
+        mine, part, parts = files, pipeline, pipelines
     seen = step * data.batch_size // pipelines
-    epoch, skip = divmod(seen, sum(_counts(data, mine)) // part[1]) if seen else (0, 0)
+    per_epoch = -(-(sum(_counts(data, mine)) - part) // parts) if seen else 1
+    epoch, skip = divmod(seen, per_epoch)
 
     def one_epoch(epoch):
         order = tf.random.experimental.stateless_shuffle(mine, [data.seed, tf.cast(epoch, tf.int32)])
-        stream = _read(tf.data.Dataset.from_tensor_slices(order), data).shard(part[1], part[0])
+        stream = _read(tf.data.Dataset.from_tensor_slices(order), data).shard(parts, part)
         stream = stream.shuffle(data.shuffle, seed=data.seed + epoch)
         return stream.enumerate().map(lambda i, record: (epoch, i * pipelines + pipeline, record))
 

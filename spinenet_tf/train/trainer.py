@@ -81,8 +81,10 @@ class Run:
             variables = [v.value for v in self.model.trainable_variables]
             self.optimizer = Momentum(variables, trainer.momentum)
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        # tf.train.Checkpoint does not find the states of Keras' random layers by itself.
+        seeds = [v.value for v in self.model.variables if v.dtype == "int64"]
         self.checkpoint = tf.train.Checkpoint(
-            model=self.model, optimizer=self.optimizer, step=self.step
+            model=self.model, optimizer=self.optimizer, step=self.step, seeds=seeds
         )
         self.manager = tf.train.CheckpointManager(
             self.checkpoint, self._checkpoint_dir(), trainer.keep, step_counter=self.step

@@ -1,0 +1,222 @@
+"""The trainer: exact resume, replicas, workers, signals, schedules."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tiny
+from spinenet_tf.train.optimizer import Momentum, Schedule
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return tiny.make_records(tmp_path_factory.mktemp("train"))
+
+
+def weights(model_dir):
+    path = tf.train.latest_checkpoint(str(model_dir))
+    reader = tf.train.load_checkpoint(path)
+    return {
+        k: reader.get_tensor(k)
+        for k in reader.get_variable_to_shape_map()
+        if "save_counter" not in k and not k.startswith("_CHECKPOINTABLE")
+    }
+
+
+# --- schedules
+
+
+def rates(schedule, steps, batch_size=256, steps_per_epoch=10):
+    kwargs = dict(batch_size=batch_size, steps_per_epoch=steps_per_epoch)
+    return [float(schedule.rate(tf.constant(s), **kwargs)) for s in steps]
+
+
+def test_step_schedule_of_protocol_b():
+    schedule = Schedule()  # 350 epochs of 10 steps: drops at 3200 and 3400
+    actual = rates(schedule, [0, 25, 50, 3199, 3200, 3399, 3400, 3499])
+    expected = [0.0067, (0.0067 + 0.28) / 2, 0.28, 0.28, 0.028, 0.028, 0.0028, 0.0028]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_cosine_schedule_and_linear_scaling_with_the_batch():
+    schedule = Schedule(kind="cosine", epochs=25, warmup_epochs=5, warmup_start=0.0)
+    actual = rates(schedule, [0, 25, 50, 150, 250], batch_size=128)
+    np.testing.assert_allclose(actual, [0, 0.07, 0.14, 0.07, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="Schedule.kind='linear'"):
+        Schedule(kind="linear")
+
+
+def test_momentum_keeps_the_rate_outside_the_velocity():
+    variable = tf.Variable([1.0])
+    optimizer = Momentum([variable], 0.9)
+    optimizer.apply([tf.constant([1.0])], tf.constant(0.1))  # velocity 1, 1 - 0.1 = 0.9
+    optimizer.apply([tf.constant([1.0])], tf.constant(0.01))  # velocity 1.9, 0.9 - 0.019
+    np.testing.assert_allclose(variable, [0.881], rtol=1e-6)
+
+
+# --- exact resume
+
+
+def test_killed_anywhere_and_restarted_ends_as_if_it_had_not_been(records, tmp_path):
+    straight = tiny.run(tiny.command("train", tmp_path / "straight", records))
+    assert straight.returncode == 0, straight.stderr[-2000:]
+    argv = tiny.command("train", tmp_path / "killed", records)
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=tiny.environment()
+    )
+    at = random.choice([2, 4, 6, 8, 10])
+    for line in process.stdout:
+        if line.startswith(f"step {at}/"):
+            time.sleep(random.random() / 4)
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    again = tiny.run(argv)
+    assert again.returncode == 0, again.stderr[-2000:]
+    expected, actual = weights(tmp_path / "straight"), weights(tmp_path / "killed")
+    assert set(expected) == set(actual)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, err_msg=f"{name}, killed at step {at}")
+    assert any(name.startswith("seeds/") for name in expected)  # stochastic depth resumes as well
+
+
+def test_sigterm_saves_and_exits(records, tmp_path):
+    argv = tiny.command("train", tmp_path / "run", records, "Trainer.steps = 100000")
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=tiny.environment()
+    )
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 143
+    saved = int(rest.split("SIGTERM: saved step ")[1].split()[0])
+    assert tf.train.latest_checkpoint(str(tmp_path / "run")).endswith(f"-{saved}")
+
+
+# --- loops, failures and what is left behind
+
+
+def test_the_loop_stops_at_every_boundary_and_writes_what_it_should(records, tmp_path, capsys):
+    from spinenet_tf import modes
+
+    tiny.bind(records, "Trainer.steps_per_loop = 3")
+    modes.train(str(tmp_path))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    # Loops of 3, cut at the checkpoints at 4, 8 and 12.
+    assert [int(line.split()[1].split("/")[0]) for line in lines] == [3, 4, 6, 8, 9, 12]
+    assert {"loss", "lr", "images/s", "left"} <= set(" ".join(lines).split())
+    assert (tmp_path / "config.gin").exists() and (tmp_path / "operative_config.gin").exists()
+    sidecar = json.loads((tmp_path / "model.json").read_text())
+    assert sidecar["task"]["num_classes"] == 7 and len(sidecar["categories"]) == 6
+    assert _scalars(tmp_path / "train") == {
+        "class", "box", "l2", "total", "gradient_norm", "learning_rate",
+        "steps_per_second", "images_per_second",
+    }  # fmt: skip
+
+
+def _scalars(folder: Path) -> set[str]:
+    events = [f for path in folder.iterdir() for f in tf.compat.v1.train.summary_iterator(str(path))]
+    return {value.tag for event in events for value in event.summary.value}
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_steps_named(records, tmp_path):
+    from spinenet_tf import modes
+
+    tiny.bind(records, "Schedule.learning_rate = 1e30", "Schedule.warmup_epochs = 0")
+    with pytest.raises(FloatingPointError, match=r"not finite in steps \d+ to \d+"):
+        modes.train(str(tmp_path))
+
+
+def test_gradient_clipping_bounds_the_update(records, tmp_path):
+    """With a rate of 1, no momentum and no weight decay, the first step moves by the clip norm."""
+    from spinenet_tf import modes
+    from spinenet_tf.train.trainer import Run, Trainer
+
+    tiny.bind(
+        records, "Trainer.clip = 0.01", "Trainer.steps = 1", "Schedule.learning_rate = 1.0",
+        "Schedule.warmup_epochs = 0", "Style.weight_decay = 0.0",
+    )  # fmt: skip
+    run = Run(modes.make_task(), Trainer(), str(tmp_path))
+    before = [v.numpy() for v in run.model.trainable_variables]
+    run.train(modes.scoped_data("train"), Schedule())
+    moved = [v.numpy() - b for v, b in zip(run.model.trainable_variables, before, strict=True)]
+    assert np.sqrt(sum((m**2).sum() for m in moved)) == pytest.approx(0.01, rel=1e-3)
+
+
+# --- replicas
+
+MIRRORED_SCRIPT = """
+import sys
+import gin, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from spinenet_tf import modes
+gin.parse_config_file(sys.argv[1])
+run = modes._make_run(sys.argv[2])
+assert run.strategy.num_replicas_in_sync == int(sys.argv[3]), run.strategy
+run.train(modes.scoped_data("train"), modes.Schedule())
+np.savez(sys.argv[4], *[v.numpy() for v in run.model.variables if v.dtype == "float32"])
+metric = run.evaluate(modes.scoped_data("eval"))
+assert len(metric._images) == 12
+"""
+
+
+def test_two_mirrored_replicas_equal_one_device(records, tmp_path):
+    """Sync batch norm, global normalisation and clipping: the same global batch, the same weights."""
+    found = []
+    for replicas, kind in ((1, "one_device"), (2, "mirrored")):
+        recipe, out = tmp_path / f"{kind}.gin", tmp_path / f"{kind}.npz"
+        lines = tiny.bindings(
+            records, f"make_strategy.kind = '{kind}'", "Style.synchronized = True",
+            "SpineNet.stochastic_depth = 0.0", "Trainer.steps = 3", "Trainer.clip = 1.0",
+        )  # fmt: skip
+        recipe.write_text("\n".join(lines))
+        argv = [sys.executable, "-c", MIRRORED_SCRIPT, recipe, tmp_path / kind, str(replicas), out]
+        done = tiny.run(list(map(str, argv)))
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(list(np.load(out).values()))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+
+
+def _free_ports(n):
+    sockets = [socket.socket() for _ in range(n)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def test_two_workers_on_loopback_train_and_checkpoint(records, tmp_path):
+    workers = [f"127.0.0.1:{port}" for port in _free_ports(2)]
+    processes = []
+    for i in range(2):
+        argv = tiny.command(
+            "train_and_eval", tmp_path / "run", records, "make_strategy.kind = 'multi_worker'",
+            "Style.synchronized = True", "Trainer.steps = 4",
+        )  # fmt: skip
+        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}
+        env = tiny.environment(TF_CONFIG=json.dumps(config))
+        processes.append(
+            subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        )
+    outputs = [p.communicate(timeout=300) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs[0][1][-2000:] + outputs[1][1][-2000:]
+    assert tf.train.latest_checkpoint(str(tmp_path / "run")).endswith("ckpt-4")
+    assert "AP" in outputs[0][0]
+    assert json.loads((tmp_path / "run/metrics-4.json").read_text())["step"] == 4
+    assert os.path.exists(tmp_path / "run/model.json")
