@@ -1,6 +1,7 @@
 """Trains, evaluates, shows and exports what a gin recipe describes.
 
-python -m spinenet_tf.main --mode=train_and_eval --gin_file=gin_configs/demo.gin --model_dir=/tmp/demo
+    python -m spinenet_tf.main --mode=train_and_eval --gin_file=gin_configs/demo.gin \\
+        --model_dir=/tmp/demo
 """
 
 import difflib

@@ -101,8 +101,8 @@ def _profile_text(figures: dict) -> str:
         f"{figures['model']} at {height}x{width}\n"
         f"  parameters     {figures['parameters'] / 1e6:.3f} M trainable, "
         f"{figures['moving_statistics'] / 1e6:.3f} M batch-norm statistics\n"
-        f"  multiply-adds  {figures['multiply_adds'] / 1e9:.2f} B an image (the paper's convention)\n"
-        f"  memory         {figures['weight_bytes_float32'] / 2**20:.0f} MiB of weights in float32; "
+        f"  multiply-adds  {figures['multiply_adds'] / 1e9:.2f} B an image (the paper's count)\n"
+        f"  memory         {figures['weight_bytes_float32'] / 2**20:.0f} MiB of float32 weights, "
         f"{figures['activation_bytes_bfloat16'] / 2**20:.0f} MiB an image for all layer outputs in "
         "bfloat16 (an upper bound)"
     )
@@ -117,6 +117,7 @@ def _make_run(model_dir: str) -> Run:
 def _train(model_dir: str, run: Run | None = None, after_loop=lambda step: None) -> Run:
     data, run = scoped_data("train"), run or _make_run(model_dir)
     data.files()  # fail on missing data before anything is written
+    _check_classes(run.task, data.categories())
     if run.is_chief:
         checkpoints.write_sidecar(model_dir, checkpoints.describe(run.task, data.categories()))
         _write(f"{model_dir}/config.gin", gin.config_str())
@@ -124,6 +125,16 @@ def _train(model_dir: str, run: Run | None = None, after_loop=lambda step: None)
     if run.is_chief:
         _write(f"{model_dir}/operative_config.gin", gin.operative_config_str())
     return run
+
+
+def _check_classes(task: Any, categories: list[dict]) -> None:
+    highest = max((c["label"] for c in categories), default=0)
+    if highest >= task.num_classes:
+        name = type(task).__name__
+        raise ValueError(
+            f"the records have labels up to {highest}, {name}.num_classes={task.num_classes}: "
+            f"set --gin_param='{name}.num_classes={highest + 1}' (the background counts)"
+        )
 
 
 def _evaluate(run: Run, data: Data) -> dict:
@@ -160,7 +171,7 @@ def _picture(batch: dict, detections: tuple, i: int, names: dict) -> np.ndarray:
     boxes, scores, classes, _ = (part[i] for part in detections)
     to_canvas = np.tile(batch["image_size"][i] / batch["source_size"][i], 2)
     keep = scores >= 0.3
-    image = batch["image"][i]
+    image = batch["image"][i].astype(np.uint8)
     return draw_boxes(image, boxes[keep] * to_canvas, classes[keep], scores[keep], names)
 
 

@@ -1,6 +1,6 @@
 """The tables of the SpineNet paper as data, and `wire()`, which turns block rows into a graph.
 
-Pure Python: the topology never depends on a tensor shape, so every input size gives the same network.
+Pure Python: the topology never depends on a tensor shape, so all input sizes give one network.
 Paper: arXiv 1912.05027. Figure and table numbers below are the paper's.
 """
 
@@ -45,7 +45,7 @@ class Node(NamedTuple):
     is_output: bool
 
 
-# Width of the 3x3 convolution of a block by level, SpineNet-49 (section 3.3: L5, L6 and L7 have 256).
+# 3x3 convolution width of a block by level, SpineNet-49 (section 3.3: L5, L6 and L7 have 256).
 WIDTHS = {1: 32, 2: 64, 3: 128, 4: 256, 5: 256, 6: 256, 7: 256}
 EXPANSION = {"bottleneck": 4, "residual": 1}  # block output channels / 3x3 convolution width
 STEM_FILTERS = 64  # the first 7x7 convolution; not scaled in any released checkpoint
@@ -73,8 +73,8 @@ SPINENET_49 = (
     Block(6, "bottleneck", (12, 14), True),
 )
 
-# Section 3.4. `endpoints` is what the released detectors use, but for 49S: the paper's RetinaNet-49S
-# counts (Table 2) need 256 channels there, its Mask R-CNN-49S counts (Table 5) need 128.
+# Section 3.4. For 49S the paper's counts need 256 endpoints in RetinaNet (Table 2; see below) and
+# 128 in Mask R-CNN (Table 5).
 SIZES = {
     "49S": Scaling(width=0.65, alpha=0.5, repeats=1, endpoints=128),
     "49": Scaling(width=1.0, alpha=0.5, repeats=1, endpoints=256),

@@ -20,7 +20,7 @@ def randomize(model, seed=0):
 
 
 def layer_order(nodes, repeats):
-    """Our (conv, bn) layer names of a SpineNet, stem to endpoints, as all code bases create them."""
+    """Our (conv, bn) layer names of a SpineNet, stem to endpoints, as all codes create them."""
     yield "stem"
     for node in nodes:
         if node.parents:

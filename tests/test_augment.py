@@ -22,7 +22,9 @@ def reference(image, view, i, size):
 
 def canvases(sizes, canvas):
     images = [RNG.integers(0, 256, (h, w, 3), np.uint8) for h, w in sizes]
-    padded = [np.pad(im, [(0, canvas - im.shape[0]), (0, canvas - im.shape[1]), (0, 0)]) for im in images]
+    padded = [
+        np.pad(im, [(0, canvas - im.shape[0]), (0, canvas - im.shape[1]), (0, 0)]) for im in images
+    ]
     return images, tf.constant(np.stack(padded)), tf.constant(sizes)
 
 

@@ -62,7 +62,9 @@ def test_perfect_detections_score_one_whatever_the_canvas():
 
 
 def test_results_are_xywh_with_category_ids():
-    metric = coco.CocoMetric([{"id": 18, "label": 1, "name": "dog"}, {"id": 44, "label": 2, "name": "x"}])
+    metric = coco.CocoMetric(
+        [{"id": 18, "label": 1, "name": "dog"}, {"id": 44, "label": 2, "name": "x"}]
+    )
     metric.update(batch([7, 9], BOXES, CLASSES), PERFECT)
     assert metric.results[0] == {
         "image_id": 7, "category_id": 18, "bbox": [20, 10, 60, 30], "score": pytest.approx(0.9),
@@ -77,7 +79,7 @@ def test_padding_rows_are_skipped_and_missed_objects_count():
     assert metric.result()["AP"] == pytest.approx(1.0)
     nothing = detections(np.zeros((2, 2, 4)), np.zeros((2, 2)), np.zeros((2, 2), int), [0, 0])
     metric.update(batch([8, -1], BOXES, CLASSES), nothing)
-    # Half of each class' objects found, with precision 1: AP is the recall points up to 0.5, 51 / 101.
+    # Half of each class' objects found, precision 1: the recall points up to 0.5, 51 of 101.
     assert metric.result()["AP"] == pytest.approx(51 / 101)
 
 

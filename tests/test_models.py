@@ -7,10 +7,10 @@ import sys
 
 import keras
 import numpy as np
+import parity
 import pytest
 import tensorflow as tf
 
-import parity
 from spinenet_tf import RetinaNet, SpineNet, specs
 from spinenet_tf.models.count import count
 
@@ -99,7 +99,9 @@ def test_outputs_equal_model_gardens(size):
     ours = RetinaNet(size, input_shape=(256, 256, 3), **style)
     parity.randomize(ours)
     features, classes, boxes = _model_garden(ours, size, image, style["activation"])
-    backbone = keras.Model(ours.input, {f"P{n}": ours.get_layer(f"p{n}_act").output for n in range(3, 8)})
+    backbone = keras.Model(
+        ours.input, {f"P{n}": ours.get_layer(f"p{n}_act").output for n in range(3, 8)}
+    )
     outputs, pyramid = ours(image), backbone(image)
     for level in specs.OUTPUT_LEVELS:
         assert_close(pyramid[f"P{level}"], features[str(level)])
@@ -177,7 +179,9 @@ def test_stochastic_depth_drops_whole_images_and_rescales():
 
     style = Style()
     model = keras.Model(image, block(image, "residual", 8, style=style, drop_path=0.5, name="b"))
-    branch = keras.Model(image, [model.get_layer("b_2_bn").output, model.get_layer("b_drop").output])
+    branch = keras.Model(
+        image, [model.get_layer("b_2_bn").output, model.get_layer("b_drop").output]
+    )
     before, after = branch(RNG.normal(size=(64, 4, 4, 8)).astype("f4"), training=True)
     ratio = np.asarray(after).reshape(64, -1) / np.asarray(before).reshape(64, -1)
     assert set(np.round(np.unique(ratio), 4)) == {0.0, 2.0}

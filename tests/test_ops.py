@@ -30,7 +30,10 @@ def np_iou(a, b):
 def np_encode(box, anchor):
     h, w = anchor[2] - anchor[0], anchor[3] - anchor[1]
     bh, bw = max(box[2] - box[0], 1e-8), max(box[3] - box[1], 1e-8)
-    cy, cx = (box[0] + box[2] - anchor[0] - anchor[2]) / 2, (box[1] + box[3] - anchor[1] - anchor[3]) / 2
+    cy, cx = (
+        (box[0] + box[2] - anchor[0] - anchor[2]) / 2,
+        (box[1] + box[3] - anchor[1] - anchor[3]) / 2,
+    )
     return [cy / h, cx / w, math.log(bh / h), math.log(bw / w)]
 
 
@@ -67,7 +70,9 @@ def test_decode_cannot_explode_and_an_empty_box_encodes_finitely():
 
 def test_clip():
     boxes = tf.constant([[[-5.0, 2, 20, 30]]])
-    np.testing.assert_array_equal(box_ops.clip(boxes, tf.constant([[10.0, 12.0]])), [[[0, 2, 10, 12]]])
+    np.testing.assert_array_equal(
+        box_ops.clip(boxes, tf.constant([[10.0, 12.0]])), [[[0, 2, 10, 12]]]
+    )
 
 
 # --- anchors
@@ -99,7 +104,7 @@ def test_number_and_order_of_anchors():
 
 
 def np_match(overlap, valid, threshold):
-    """Official rule: best box per anchor; then each box claims its best anchor, the first box wins."""
+    """Official rule: best box per anchor; then each box claims its best anchor, first box wins."""
     anchors, n = overlap.shape
     index, positive = np.zeros(anchors, int), np.zeros(anchors, bool)
     overlap = np.where(valid[None], overlap, -1)
@@ -121,7 +126,9 @@ def test_match_against_numpy():
     for i in range(4):
         expected_index, expected_positive = np_match(overlap[i], valid[i], 0.5)
         np.testing.assert_array_equal(positive[i], expected_positive)
-        np.testing.assert_array_equal(index[i].numpy()[expected_positive], expected_index[expected_positive])
+        np.testing.assert_array_equal(
+            index[i].numpy()[expected_positive], expected_index[expected_positive]
+        )
 
 
 def targets_of(boxes, classes, valid, size=64):
@@ -173,7 +180,9 @@ def test_focal_loss_against_the_formula():
     p_t = np.where(targets == 1, p, 1 - p)
     alpha_t = np.where(targets == 1, 0.25, 0.75)
     expected = -alpha_t * (1 - p_t) ** 1.5 * np.log(p_t)
-    actual = losses.focal(tf.constant(logits, tf.float32), tf.constant(targets, tf.float32), 0.25, 1.5)
+    actual = losses.focal(
+        tf.constant(logits, tf.float32), tf.constant(targets, tf.float32), 0.25, 1.5
+    )
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-7)
 
 

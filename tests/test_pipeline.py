@@ -77,7 +77,9 @@ def test_labels_and_pixels_are_where_they_belong(shards):
     row = rows[7]  # three objects, value 7
     assert (row["image"][:30, :40] == 7).all()
     assert not row["image"][30:].any() and not row["image"][:, 40:].any()
-    np.testing.assert_allclose(row["boxes"][:3], [[2, 0, 7, 10], [2, 1, 7, 11], [2, 2, 7, 12]], atol=1e-4)
+    np.testing.assert_allclose(
+        row["boxes"][:3], [[2, 0, 7, 10], [2, 1, 7, 11], [2, 2, 7, 12]], atol=1e-4
+    )
     assert row["classes"].tolist() == [1, 2, 3, 0, 0]
     assert row["crowd"].tolist() == [False, False, True, False, False]
     np.testing.assert_allclose(row["area"], [50, 50, 50, 0, 0])
@@ -88,7 +90,11 @@ def test_eval_sees_every_image_once_and_fills_the_last_batch(shards):
     assert len(batches) == 6
     assert sorted(ids(batches)) == [-1] + list(range(23))
     hosts = [
-        list(pipeline.eval_batches(data(shards), pipeline=i, pipelines=2, replicas=2).as_numpy_iterator())
+        list(
+            pipeline.eval_batches(
+                data(shards), pipeline=i, pipelines=2, replicas=2
+            ).as_numpy_iterator()
+        )
         for i in range(2)
     ]
     assert [len(host) for host in hosts] == [6, 6]  # collectives need equally many
@@ -116,7 +122,10 @@ def test_starting_at_a_step_gives_what_would_have_come(shards, step):
 
 def test_hosts_stream_different_files_with_different_luck(shards):
     hosts = [
-        take(pipeline.train_batches(data(shards, batch_size=2), pipeline=i, pipelines=2, replicas=2), 40)
+        take(
+            pipeline.train_batches(data(shards, batch_size=2), pipeline=i, pipelines=2, replicas=2),
+            40,
+        )
         for i in range(2)
     ]
     assert not set(ids(hosts[0])) & set(ids(hosts[1]))
@@ -127,7 +136,7 @@ def test_hosts_stream_different_files_with_different_luck(shards):
 
 
 def test_more_hosts_than_files_share_the_records(shards):
-    """23 records on 5 hosts: three take 5, two take 4. A restart at step 7 goes on as it would have."""
+    """23 records on 5 hosts: three take 5, two take 4. A restart at step 7 goes on exactly."""
     wide = data(shards, batch_size=5)
     hosts = [dict(pipeline=i, pipelines=5, replicas=5) for i in range(5)]
     streams = [take(pipeline.train_batches(wide, **host), 12) for host in hosts]
@@ -163,7 +172,9 @@ def test_too_many_objects_are_cut_in_training_and_refused_in_evaluation(tmp_path
     write(tmp_path / "set-00000-of-00001.tfrecord", [example])
     batch = take(pipeline.train_batches(data(tmp_path, batch_size=1)), 1)[0]
     assert (batch["classes"] > 0).sum() == 5
-    with pytest.raises(tf.errors.InvalidArgumentError, match="image 12 has 6 objects; raise Data.max"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="image 12 has 6 objects; raise Data.max"
+    ):
         take(pipeline.eval_batches(data(tmp_path, batch_size=1)), 1)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-
 import tiny
+
 from spinenet_tf.train.optimizer import Momentum, Schedule
 
 
@@ -127,7 +127,9 @@ def test_the_loop_stops_at_every_boundary_and_writes_what_it_should(records, tmp
 
 
 def _scalars(folder: Path) -> set[str]:
-    events = [f for path in folder.iterdir() for f in tf.compat.v1.train.summary_iterator(str(path))]
+    events = [
+        f for path in folder.iterdir() for f in tf.compat.v1.train.summary_iterator(str(path))
+    ]
     return {value.tag for event in events for value in event.summary.value}
 
 
@@ -174,7 +176,7 @@ assert len(metric._images) == 12
 
 
 def test_two_mirrored_replicas_equal_one_device(records, tmp_path):
-    """Sync batch norm, global normalisation and clipping: the same global batch, the same weights."""
+    """Sync batch norm, global normalisation and clipping: same global batch, same weights."""
     found = []
     for replicas, kind in ((1, "one_device"), (2, "mirrored")):
         recipe, out = tmp_path / f"{kind}.gin", tmp_path / f"{kind}.npz"
@@ -188,7 +190,8 @@ def test_two_mirrored_replicas_equal_one_device(records, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(list(np.load(out).values()))
     for one, two in zip(*found, strict=True):
-        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+        # biases before a batch norm have no gradient but rounding: 1e-9 allows for it
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5 * np.abs(one).max() + 1e-9)
 
 
 def _free_ports(n):
@@ -212,10 +215,14 @@ def test_two_workers_on_loopback_train_and_checkpoint(records, tmp_path):
         config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}
         env = tiny.environment(TF_CONFIG=json.dumps(config))
         processes.append(
-            subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+            subprocess.Popen(
+                argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+            )
         )
     outputs = [p.communicate(timeout=300) for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], outputs[0][1][-2000:] + outputs[1][1][-2000:]
+    assert [p.returncode for p in processes] == [0, 0], (
+        outputs[0][1][-2000:] + outputs[1][1][-2000:]
+    )
     assert tf.train.latest_checkpoint(str(tmp_path / "run")).endswith("ckpt-4")
     assert "AP" in outputs[0][0]
     assert json.loads((tmp_path / "run/metrics-4.json").read_text())["step"] == 4

@@ -57,4 +57,6 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(argv: list[str], **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(argv, capture_output=True, text=True, cwd="/", env=environment(), **kwargs)
+    return subprocess.run(
+        argv, capture_output=True, text=True, cwd="/", env=environment(), **kwargs
+    )

@@ -105,7 +105,9 @@ def train_batches(
     epoch, skip = divmod(seen, per_epoch)
 
     def one_epoch(epoch):
-        order = tf.random.experimental.stateless_shuffle(mine, [data.seed, tf.cast(epoch, tf.int32)])
+        order = tf.random.experimental.stateless_shuffle(
+            mine, [data.seed, tf.cast(epoch, tf.int32)]
+        )
         stream = _read(tf.data.Dataset.from_tensor_slices(order), data).shard(parts, part)
         stream = stream.shuffle(data.shuffle, seed=data.seed + epoch)
         return stream.enumerate().map(lambda i, record: (epoch, i * pipelines + pipeline, record))
@@ -152,7 +154,9 @@ def decode_record(record: tf.Tensor, data: Data, *, strict: bool = False) -> Bat
     row = place(decode_image(example["encoded"]), data.canvas)
     count = tf.shape(example["labels"])[0]
     if strict:
-        message = tf.strings.format("image {} has {} objects; raise Data.max_boxes", (example["id"], count))
+        message = tf.strings.format(
+            "image {} has {} objects; raise Data.max_boxes", (example["id"], count)
+        )
         with tf.control_dependencies([tf.debugging.Assert(count <= data.max_boxes, [message])]):
             count = tf.identity(count)
     size = tf.cast(row["image_size"], tf.float32)
@@ -179,7 +183,7 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def place(image: tf.Tensor, canvas: int) -> Batch:
-    """An image [h, w, 3] uint8 on a square canvas: image, image_size and source_size of a batch row."""
+    """Puts [h, w, 3] uint8 on a square canvas: image, image_size and source_size of a row."""
     source_size = tf.shape(image)[:2]
     ratio = canvas / tf.reduce_max(source_size)
     small = tf.cast(tf.round(tf.cast(source_size, tf.float64) * ratio), tf.int32)
@@ -226,7 +230,9 @@ def _blank(data: Data) -> Batch:
 
 def _split(data: Data, replicas: int) -> int:
     if data.batch_size % replicas:
-        raise ValueError(f"Data.batch_size={data.batch_size} does not divide by {replicas} replicas")
+        raise ValueError(
+            f"Data.batch_size={data.batch_size} does not divide by {replicas} replicas"
+        )
     return data.batch_size // replicas
 
 

@@ -44,7 +44,7 @@ def count(model: keras.Model) -> Counts:
 
 
 def _calls(model: keras.Model):
-    """Every (layer, output shape without batch); a layer that five levels share comes five times."""
+    """Every (layer, output shape without batch); a layer that five levels share comes 5 times."""
     for node in (n for nodes in model._nodes_by_depth.values() for n in nodes):
         for output in node.output_tensors:
             yield node.operation, output.shape[1:]

@@ -8,7 +8,7 @@ from spinenet_tf.models.layers import Style
 def dense(
     features: dict, outputs: int, *, convs: int, filters: int, bias: float, style: Style, name: str
 ) -> dict:
-    """The class or box subnet of RetinaNet: convolutions shared by all levels, batch norm per level.
+    """RetinaNet's class or box subnet: convolutions shared by all levels, batch norm per level.
 
     Args:
       features: {level: [b, h, w, c]}.

@@ -77,7 +77,7 @@ def max_pool(x, size: int, strides: int, name: str):
 def block(x, kind: str, filters: int, *, style: Style, drop_path: float, name: str):
     """A bottleneck or residual block of [b, h, w, c] features, stride 1 (ResNet, post-activation).
 
-    The shortcut is projected when `c` is not the block's output width, as in the stem's first block.
+    The shortcut is projected where c is not the block's output width: in the stem's first block.
     """
     shortcut, conv_bn = x, style.conv_bn
     if kind == "bottleneck":
@@ -99,7 +99,7 @@ def block(x, kind: str, filters: int, *, style: Style, drop_path: float, name: s
 
 
 def resample(x, image, levels: tuple[int, int], squeeze: int, filters: int, *, style: Style, name):
-    """One cross-scale connection (section 3.2, Figure 5): 1x1 to `squeeze`, resize, 1x1 to `filters`.
+    """A cross-scale connection (section 3.2, Figure 5): 1x1 to `squeeze`, resize, 1x1 to `filters`.
 
     Args:
       x: [b, h, w, c] features of the parent, at `levels[0]`.
@@ -131,9 +131,9 @@ def _shrink(x, octaves: int, numerics: str, name: str):
 class Upsample(keras.layers.Layer):
     """Nearest-neighbour resize of features to `level` of an image's pyramid.
 
-    A layer, not a function, since only at run time is the size of a dynamic image known. Row i reads
-    row floor(i * source / target), so a size that does not divide (224 px: P7 has 2 rows, P5 has 7)
-    gives what the official code's resize gives.
+    A layer, not a function, since only at run time is the size of a dynamic image known. Row i
+    reads row floor(i * source / target), so a size that does not divide (224 px: P7 has 2 rows, P5
+    has 7) gives what the official code's resize gives.
 
     Call arguments: [features [b, h, w, c], image [b, H, W, 3]]; returns [b, ceil(H / 2**level),
     ceil(W / 2**level), c].
@@ -163,7 +163,7 @@ def _ceil_shift(n, level: int):
 
 
 def _nearest(x, axis: int, target):
-    """Resizes one spatial axis; static multiples are a repeat, which a TPU does without a gather."""
+    """Resizes one spatial axis; a static multiple is a repeat, which a TPU does with no gather."""
     source = ops.shape(x)[axis]
     if isinstance(source, int) and isinstance(target, int) and target % source == 0:
         return ops.repeat(x, target // source, axis=axis)

@@ -1,4 +1,4 @@
-"""Box geometry. Boxes are [..., 4] float32: ymin, xmin, ymax, xmax in pixels, unless said otherwise."""
+"""Box geometry. Boxes are [..., 4] float32: ymin, xmin, ymax, xmax in pixels."""
 
 import math
 
@@ -19,7 +19,7 @@ def area(boxes: tf.Tensor) -> tf.Tensor:
 
 
 def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Intersection over union of [..., n, 4] and [..., m, 4] boxes -> [..., n, m]; 0 if both are empty."""
+    """Intersection over union: [..., n, 4], [..., m, 4] -> [..., n, m]; 0 if both are empty."""
     ymin, xmin, ymax, xmax = zip(
         tf.unstack(a[..., :, None, :], axis=-1),  # 4 x [..., n, 1]
         tf.unstack(b[..., None, :, :], axis=-1),  # 4 x [..., 1, m]

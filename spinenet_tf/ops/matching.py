@@ -30,8 +30,8 @@ def match(overlap: tf.Tensor, valid: tf.Tensor, threshold: float) -> tuple[tf.Te
       valid: [b, n] bool; padding is not matched.
 
     Returns:
-      [b, a] int32 index of the box, [b, a] bool whether the anchor is positive. Ties go to the first
-      anchor; an anchor that is best for several boxes takes the first of them.
+      [b, a] int32 index of the box, [b, a] bool whether the anchor is positive. Ties go to the
+      first anchor; an anchor that is best for several boxes takes the first of them.
     """
     overlap = tf.where(valid[:, None, :], overlap, -1.0)
     index = tf.argmax(overlap, -1, output_type=tf.int32)

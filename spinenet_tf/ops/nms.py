@@ -39,8 +39,8 @@ def static_nms(boxes, scores, *, limit: int, iou_threshold: float, score_thresho
     """Greedy class-wise NMS in `limit` rounds; XLA-compilable.
 
     A round takes the best score left in an image over all classes, and strikes out what overlaps
-    it in its own class. The first `limit` picks are exactly the best `limit` of class-wise NMS, so no
-    loop over classes and no top-k before is needed: a round touches one class of each image.
+    it in its own class. The first `limit` picks are exactly the best `limit` of class-wise NMS, so
+    no loop over classes and no top-k is needed: a round touches one class of each image.
 
     Args:
       boxes: [b, a, 4] float32 yxyx, shared by the classes.

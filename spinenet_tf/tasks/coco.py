@@ -65,7 +65,7 @@ class CocoMetric:
         self.results: list[dict] = []
 
     def update(self, batch: dict, detections: Any) -> None:
-        """Adds a batch of arrays (see `data.pipeline`) and its `Detections`; skips rows of id -1."""
+        """Adds a batch (arrays; see `data.pipeline`) and its `Detections`; skips rows of id -1."""
         batch = {k: np.asarray(v) for k, v in batch.items() if k not in ("image", "draws")}
         found = [np.asarray(part) for part in detections]
         for i in np.flatnonzero(batch["id"] >= 0):

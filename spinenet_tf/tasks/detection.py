@@ -1,6 +1,7 @@
 """What a RetinaNet learns: targets and losses from a batch, and detections from its outputs."""
 
 import dataclasses
+from typing import ClassVar
 
 import gin
 import keras
@@ -44,6 +45,8 @@ class Detection:
     nms_threshold: float = 0.5
     max_detections: int = 100
 
+    log_names: ClassVar = ("class", "box", "l2", "total")
+
     def build(self) -> keras.Model:
         """RetinaNet for this task's input, classes and anchors; gin says which one."""
         return RetinaNet(
@@ -80,7 +83,7 @@ class Detection:
         return total, parts | {"total": total}
 
     def targets(self, batch: dict, view: augment.View) -> matching.Targets:
-        """Anchor targets of the batch as seen in `view`. Crowds and cropped-away boxes are left out."""
+        """Anchor targets of the batch seen in `view`, without crowds and boxes cropped away."""
         size = self.image_size
         boxes = augment.view_boxes(batch["boxes"], batch["image_size"], view)
         boxes = tf.clip_by_value(boxes, 0.0, float(size))
@@ -91,7 +94,7 @@ class Detection:
         )
 
     def losses(self, class_logits, box_outputs, targets: matching.Targets) -> dict:
-        """Sums over [b, a, ...] of the focal loss and, a quarter for each coordinate, Huber loss."""
+        """Sums over [b, a, ...]: focal loss, and Huber loss, a quarter for each coordinate."""
         one_hot = tf.one_hot(targets.classes, self.num_classes)[..., 1:]
         one_hot = tf.pad(one_hot, [[0, 0], [0, 0], [1, 0]])  # the background has no positive
         focal = losses.focal(class_logits, one_hot, self.focal_alpha, self.focal_gamma)
@@ -128,12 +131,12 @@ class Detection:
 
     def flatten(self, outputs: dict) -> tuple[tf.Tensor, tf.Tensor]:
         """{'class': {level: map}, 'box': ...} -> [b, a, classes] and [b, a, 4] in anchor order."""
-        return tuple(
-            tf.concat(
-                [tf.reshape(outputs[name][f"P{i}"], [-1, self._places(i), last]) for i in self.anchors.levels], 1
-            )
-            for name, last in (("class", self.num_classes), ("box", 4))
-        )  # fmt: skip
+        widths = {"class": self.num_classes, "box": 4}
+        return tuple(self._flatten(outputs[name], last) for name, last in widths.items())
+
+    def _flatten(self, maps: dict, last: int) -> tf.Tensor:
+        levels = ((maps[f"P{level}"], self._places(level)) for level in self.anchors.levels)
+        return tf.concat([tf.reshape(x, [-1, places, last]) for x, places in levels], 1)
 
     def _places(self, level: int) -> int:
         return (-(-self.image_size // 2**level)) ** 2 * self.anchors.per_place

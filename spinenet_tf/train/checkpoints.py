@@ -57,8 +57,8 @@ def check_fits(model_dir: str, task: Any) -> None:
     for field in ("num_classes", "anchors"):
         if field in trained and trained[field] != recipe[field]:
             raise ValueError(
-                f"the checkpoint in {model_dir} was trained with {name}.{field}={trained[field]}, the "
-                f"recipe says {recipe[field]}: use the gin files of that run, "
+                f"the checkpoint in {model_dir} was trained with {name}.{field}={trained[field]}, "
+                f"the recipe says {recipe[field]}: use the gin files of that run, "
                 f"--gin_param='{name}.{field}={trained[field]}', or another --model_dir"
             )
 
@@ -74,8 +74,8 @@ def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
         status.assert_existing_objects_matched().expect_partial()
     except (ValueError, AssertionError) as error:
         raise ValueError(
-            f"checkpoint {path} is not of the model that the recipe builds; give the gin files it was "
-            f"trained with (operative_config.gin beside it). TensorFlow says: {error}"
+            f"checkpoint {path} is not of the model that the recipe builds; give the gin files it "
+            f"was trained with (operative_config.gin beside it). TensorFlow says: {error}"
         ) from error
 
 

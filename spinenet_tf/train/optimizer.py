@@ -38,9 +38,9 @@ class Schedule:
         """The learning rate of a step, counted from 0; float32 scalar."""
         peak = self.learning_rate * batch_size / self.batch_size
         epoch = tf.cast(step, tf.float32) / steps_per_epoch
-        warmup = epoch / max(self.warmup_epochs, 1e-9)
-        rising = self.warmup_start + (1.0 - self.warmup_start) * warmup
-        return peak * tf.where(warmup < 1.0, rising, self._decay(epoch))
+        rising = self.warmup_start
+        rising += (1.0 - self.warmup_start) * epoch / max(self.warmup_epochs, 1e-9)
+        return peak * tf.where(epoch < self.warmup_epochs, rising, self._decay(epoch))
 
     def _decay(self, epoch: tf.Tensor) -> tf.Tensor:
         if self.kind == "step":

@@ -39,7 +39,7 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise ValueError(
-            f"no TPU {tpu!r} here ({error}); give its name as make_strategy.tpu, or train without one: "
-            "--gin_param=\"make_strategy.kind='auto'\""
+            f"no TPU {tpu!r} here ({error}); give its name as make_strategy.tpu, or train "
+            "without one: --gin_param=\"make_strategy.kind='auto'\""
         ) from error
     return tf.distribute.TPUStrategy(resolver)

@@ -16,11 +16,14 @@ from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
 from spinenet_tf.train import checkpoints
 from spinenet_tf.train.optimizer import Momentum, Schedule
 
+OPTIMIZER_LOGS = ("gradient_norm", "learning_rate")
 PREEMPTED = 143  # exit status after SIGTERM: 128 + 15, so that a supervisor starts us again
 
 
 class Task(Protocol):
     """What the trainer asks of a task; see `tasks.detection.Detection`."""
+
+    log_names: tuple[str, ...]  # of the scalars that `loss` returns
 
     def build(self) -> keras.Model: ...
     def loss(self, model: keras.Model, batch: dict, *, training: bool) -> tuple[Any, dict]: ...
@@ -103,7 +106,7 @@ class Run:
         latest = tf.train.latest_checkpoint(self.model_dir)
         if latest:
             checkpoints.restore(self.checkpoint, latest)
-        return int(self.step)
+        return int(self.step.numpy())
 
     def train(
         self, data: Data, schedule: Schedule, after_loop: Callable[[int], None] = lambda step: None
@@ -126,7 +129,7 @@ class Run:
         progress = Progress(start, total, data.batch_size, self.summary_writer("train"))
         with _sigterm() as stop:
             for step in self._loops(start, total):
-                logs = train_steps(batches, tf.constant(step - int(self.step)))
+                logs = train_steps(batches, tf.constant(step - int(self.step.numpy())))
                 self._check_finite(logs, progress.step, step)
                 progress.report(step, logs)
                 if step == total or step % self.trainer.checkpoint_every == 0 or stop:
@@ -142,7 +145,7 @@ class Run:
         predict = self._compile_predict()
         for batch in self._distribute(lambda **where: eval_batches(data, **where)):
             detections = predict(batch)
-            labels = {k: self._gather(v) for k, v in batch.items()}
+            labels = {k: self._gather(v) for k, v in batch.items() if k != "draws"}
             detections = tuple(self._gather(part) for part in detections)
             metric.update(labels, detections)
             look(labels, detections)
@@ -151,7 +154,7 @@ class Run:
     def _compile(self, rate: Callable[[tf.Tensor], tf.Tensor]):
         """Returns train_steps(iterator, n) -> mean logs of n steps."""
 
-        @tf.function(jit_compile=self.trainer.xla)
+        @tf.function(jit_compile=self.trainer.xla, autograph=False)  # nothing to convert
         def replica_step(batch):
             with tf.GradientTape() as tape:
                 total, logs = self.task.loss(self.model, batch, training=True)
@@ -177,18 +180,18 @@ class Run:
 
         @tf.function
         def train_steps(iterator, n):
-            total = one_step(iterator)
-            for _ in tf.range(n - 1):
+            sums = {k: tf.zeros([]) for k in (*self.task.log_names, *OPTIMIZER_LOGS)}
+            for _ in tf.range(n):
                 logs = one_step(iterator)
-                total = {k: total[k] + logs[k] for k in total}
-            return {k: v / tf.cast(n, tf.float32) for k, v in total.items()}
+                sums = {k: v + logs[k] for k, v in sums.items()}
+            return {k: v / tf.cast(n, tf.float32) for k, v in sums.items()}
 
         return train_steps
 
     def _compile_predict(self):
         native = not isinstance(self.strategy, tf.distribute.TPUStrategy)
 
-        @tf.function
+        @tf.function(autograph=False)
         def predict(batch):
             return self.strategy.run(
                 lambda b: tuple(self.task.predict(self.model, b, native=native)), (batch,)
@@ -207,6 +210,14 @@ class Run:
         return self.strategy.distribute_datasets_from_function(make_for)
 
     def _gather(self, value) -> Any:
+        """The rows of all replicas, on all workers, as one array."""
+        if not isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return tf.concat(self.strategy.experimental_local_results(value), 0).numpy()
+        # Its collectives take no bool and no uint8.
+        small = (tf.bool, tf.uint8)
+        value = self.strategy.run(
+            lambda v: tf.cast(v, tf.int32) if v.dtype in small else v, (value,)
+        )
         return self.strategy.gather(value, axis=0).numpy()
 
     def _loops(self, start: int, total: int):
@@ -221,8 +232,8 @@ class Run:
         if broken:
             raise FloatingPointError(
                 f"{', '.join(broken)} not finite in steps {first + 1} to {last}; the last good "
-                f"checkpoint is {self.manager.latest_checkpoint}. Lower Schedule.learning_rate or set "
-                "Trainer.clip=10."
+                f"checkpoint is {self.manager.latest_checkpoint}. Lower Schedule.learning_rate or "
+                "set Trainer.clip=10."
             )
 
     def _checkpoint_dir(self) -> str:
