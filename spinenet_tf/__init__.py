@@ -1,3 +1,5 @@
+"""SpineNet (arXiv 1912.05027) for TensorFlow and Keras 3."""
+
 from spinenet_tf.models.retinanet import RetinaNet
 from spinenet_tf.models.spinenet import SpineNet
 

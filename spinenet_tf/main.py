@@ -27,6 +27,7 @@ flags.DEFINE_bool("json", False, "profile: print JSON")
 
 
 def main(argv: list[str]) -> None:
+    """Runs the mode that the flags name; a mistake of the user ends in one line."""
     if argv[1:]:
         raise app.UsageError(f"what is {argv[1]!r}? All arguments are --flags.")
     try:

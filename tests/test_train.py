@@ -1,5 +1,6 @@
 """The trainer: exact resume, replicas, workers, signals, schedules."""
 
+import dataclasses
 import json
 import os
 import random
@@ -155,6 +156,24 @@ def test_gradient_clipping_bounds_the_update(records, tmp_path):
     run.train(modes.scoped_data("train"), Schedule())
     moved = [v.numpy() - b for v, b in zip(run.model.trainable_variables, before, strict=True)]
     assert np.sqrt(sum((m**2).sum() for m in moved)) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_fine_tuning_takes_all_weights_but_the_class_predictor(records, tmp_path, capsys):
+    from spinenet_tf import modes
+    from spinenet_tf.train import checkpoints
+    from spinenet_tf.train.trainer import Run, Trainer
+
+    tiny.bind(records, "Trainer.steps = 2", f"Trainer.init_from = '{tmp_path}/first'")
+    task = modes.make_task()
+    first = Run(task, Trainer(init_from=""), f"{tmp_path}/first")
+    checkpoints.write_sidecar(f"{tmp_path}/first", checkpoints.describe(task, []))
+    first.train(modes.scoped_data("train"), Schedule())
+    second = Run(dataclasses.replace(task, num_classes=9), Trainer(), f"{tmp_path}/second")
+    assert second.resume() == 0
+    assert "random: class_predict/kernel" in capsys.readouterr().out
+    for old, new in zip(first.model.variables, second.model.variables, strict=True):
+        if not old.path.startswith("class_predict"):
+            np.testing.assert_array_equal(new, old, err_msg=old.path)
 
 
 # --- replicas

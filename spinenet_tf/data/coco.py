@@ -30,6 +30,8 @@ FAR_OUTSIDE = 10  # image sides; a vertex further out is a mistake
 
 
 class Settings(NamedTuple):
+    """What every worker needs besides its image."""
+
     images_dir: str
     labels: dict[int, tuple[int, str]]  # category id -> label, name
     masks: bool

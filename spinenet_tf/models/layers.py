@@ -71,6 +71,7 @@ class Style:
 
 
 def max_pool(x, size: int, strides: int, name: str):
+    """SAME max-pooling of [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), c]."""
     return keras.layers.MaxPooling2D(size, strides, padding="same", name=name)(x)
 
 

@@ -90,3 +90,24 @@ def load_model(task: Any, model_dir: str) -> keras.Model:
     model = task.build()
     restore(tf.train.Checkpoint(model=model), path)
     return model
+
+
+def initialize(model: keras.Model, task: Any, model_dir: str) -> None:
+    """Sets a model to the weights of another folder's; only the class predictor may differ in shape.
+
+    Raises:
+      FileNotFoundError: no checkpoint. ValueError: any other weight is missing or of another shape.
+    """
+    trained = read_sidecar(model_dir).get("task", {}).get("num_classes", task.num_classes)
+    source = load_model(dataclasses.replace(task, num_classes=trained), model_dir)
+    weights = {v.path: v for v in source.variables}
+    kept = []
+    for variable in model.variables:
+        value = weights.get(variable.path)
+        if value is not None and value.shape == variable.shape:
+            variable.assign(value)
+        elif variable.path.startswith("class_predict/"):
+            kept.append(f"{variable.path} {variable.shape}")
+        else:
+            raise ValueError(f"{model_dir} has no weight {variable.path} of shape {variable.shape}")
+    print(f"weights from {model_dir}" + (f"; random: {', '.join(kept)}" if kept else ""))

@@ -48,6 +48,7 @@ class Trainer:
       xla: compile the step with XLA off TPU as well (one device only).
       seed: of the initial weights and of stochastic depth.
       deterministic: only use operations whose result does not depend on thread timing.
+      init_from: model folder to start from instead of random weights; its classes may differ.
       examples: training images, where the data set's sidecar does not say and counting is slow.
     """
 
@@ -62,6 +63,7 @@ class Trainer:
     xla: bool = False
     seed: int = 0
     deterministic: bool = False
+    init_from: str = ""
     examples: int = 0
 
     def set_up(self) -> None:
@@ -102,10 +104,16 @@ class Run:
         return not resolver.task_id
 
     def resume(self) -> int:
-        """Restores the latest checkpoint if there is one; returns the step to go on from."""
+        """The step to go on from.
+
+        1. A checkpoint in the model folder: restores all of it. 2. None, but `Trainer.init_from`:
+        takes the weights from there. 3. Neither: leaves the random ones.
+        """
         latest = tf.train.latest_checkpoint(self.model_dir)
         if latest:
             checkpoints.restore(self.checkpoint, latest)
+        elif self.trainer.init_from:
+            checkpoints.initialize(self.model, self.task, self.trainer.init_from)
         return int(self.step.numpy())
 
     def train(

@@ -1,0 +1,139 @@
+"""The command line from end to end on a tiny recipe, and its errors."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import tiny
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trained model folder, its records and what train_and_eval printed."""
+    folder = tmp_path_factory.mktemp("cli")
+    records = tiny.make_records(folder)
+    argv = tiny.command(
+        "train_and_eval", folder / "model", records, "Trainer.eval_every = 8",
+        "Detection.score_threshold = 0.0",
+    )  # fmt: skip
+    done = tiny.run(argv)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, records, done.stdout
+
+
+def main(trained, mode, *flags):
+    """Runs a mode with the recipe that training left in the model folder."""
+    argv = tiny.command(mode, trained[0] / "model", trained[1], flags=flags)
+    return tiny.run([a for a in argv if not a.startswith("--gin_file")])
+
+
+def test_train_and_eval_prints_and_saves_the_twelve_figures(trained):
+    folder, _, out = trained
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"):
+        assert f"\n{name:6} " in out
+    assert "evaluated step 8" in out and "evaluated step 12" in out
+    metrics = json.loads((folder / "model/metrics-12.json").read_text())
+    assert metrics["step"] == 12 and len(metrics) == 13
+    results = json.loads((folder / "model/results.json").read_text())
+    assert set(results[0]) == {"image_id", "category_id", "bbox", "score"}
+    events = list((folder / "model/eval").glob("events*"))
+    tags = {
+        v.tag for e in tf.compat.v1.train.summary_iterator(str(events[-1])) for v in e.summary.value
+    }
+    assert {"AP", "AR100", "detections/0"} <= tags
+
+
+def test_eval_repeats_the_figures_of_training(trained):
+    before = json.loads((trained[0] / "model/metrics-12.json").read_text())
+    done = main(trained, "eval")
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = json.loads((trained[0] / "model/metrics-12.json").read_text())
+    assert after == pytest.approx(before, abs=1e-6)
+
+
+def test_predict_and_all_export_signatures_agree(trained):
+    folder = trained[0]
+    images = sorted((folder / "images/train").glob("*.jpg"))[:3]
+    pictures, saved = folder / "pictures", folder / "saved_model"
+    done = main(
+        trained, "predict", f"--images={folder}/images/train/*0[123].jpg", f"--output={pictures}"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for path in images:
+        drawn = Image.open(pictures / f"{path.stem}.png")
+        assert drawn.size == Image.open(path).size
+    assert main(trained, "export", f"--output={saved}").returncode == 0
+    results = json.loads((pictures / "results.json").read_text())
+    signatures = tf.saved_model.load(str(saved)).signatures
+    assert set(signatures) == {"serving_default", "image_bytes", "image_tensor", "tf_example"}
+    check = tiny.run(
+        [
+            tiny.sys.executable, str(tiny.ROOT / "scripts/check_saved_model.py"),
+            f"--saved_model={saved}", f"--images={folder}/images/train/*0[123].jpg",
+            f"--results={pictures}/results.json",
+        ]
+    )  # fmt: skip
+    assert check.returncode == 0, check.stdout + check.stderr[-2000:]
+    assert check.stdout.count("agrees with predict on 3 images") == 3
+    outputs = signatures["serving_default"](tf.constant([path.read_bytes() for path in images]))
+    mine = [r for r in results if r["image_id"] == int(images[0].stem)]
+    assert int(outputs["num_detections"][0]) == len(mine) > 0
+    y0, x0, y1, x1 = outputs["detection_boxes"][0, 0].numpy()
+    np.testing.assert_allclose([x0, y0, x1 - x0, y1 - y0], mine[0]["bbox"], atol=0.01)
+
+
+def test_profile_in_words_and_as_json(tmp_path):
+    recipe = tiny.ROOT / "gin_configs/table2/49S_640_b.gin"
+    argv = [tiny.sys.executable, "-m", "spinenet_tf.main", "--mode=profile", f"--gin_file={recipe}"]
+    words = tiny.run(argv).stdout
+    assert "11.945 M trainable" in words and "33.83 B an image" in words
+    figures = json.loads(tiny.run([*argv, "--json"]).stdout)
+    assert figures["parameters"] == 11_944_598
+
+
+ERRORS = {
+    "unknown configurable": (["--gin_param=Detecton.flip=True"], "did you mean 'Detection'"),
+    "unknown parameter": (["--gin_param=Detection.flipp=True"], "did you mean 'flip'"),
+    "missing recipe": (["--gin_file=/no/such.gin"], "--gin_file=/no/such.gin: no such file"),
+    "unknown flag": (["--modeldir=x"], "Unknown command line flag 'modeldir'"),
+    "unknown mode": (["--mode=fly"], "should be one of"),
+    "stray argument": (["demo.gin"], "demo.gin"),
+    "no data": (
+        ["--gin_param=Data.pattern='/no/such*'"],
+        "Data.pattern='/no/such*' matches no file",
+    ),
+    "too few classes": (["--gin_param=Detection.num_classes=3"], "Detection.num_classes=7"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_mistakes_get_one_clear_line(name, trained, tmp_path):
+    flags, message = ERRORS[name]
+    done = tiny.run(tiny.command("train", tmp_path / "m", trained[1], flags=tuple(flags)))
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_mistakes_with_a_checkpoint(trained, tmp_path):
+    folder, records, _ = trained
+    empty = tiny.run(tiny.command("eval", tmp_path / "none", records))
+    assert empty.returncode != 0 and "holds no checkpoint: train first" in empty.stderr
+    wrong = tiny.run(
+        [*tiny.command("eval", folder / "model", records), "--gin_param=Detection.num_classes=9"]
+    )
+    assert wrong.returncode != 0
+    assert "was trained with Detection.num_classes=7, the recipe says 9" in wrong.stderr
+    wider = tiny.run(
+        [*tiny.command("eval", folder / "model", records), "--gin_param=SpineNet.width=0.25"]
+    )
+    assert wider.returncode != 0 and "is not of the model that the recipe builds" in wider.stderr
+    nothing = main(trained, "predict", "--images=/no/such.jpg")
+    assert nothing.returncode != 0 and "--images=/no/such.jpg: no such file" in nothing.stderr
+    text = tmp_path / "text.jpg"
+    text.write_text("not an image")
+    broken = main(trained, "predict", f"--images={text}", f"--output={tmp_path}/out")
+    assert broken.returncode != 0 and f"{text} is not a JPEG, PNG, GIF or BMP" in broken.stderr

@@ -1,0 +1,189 @@
+"""The detection task: its loss by hand, Model Garden's labels, edge cases, XLA."""
+
+import gin
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tiny
+from spinenet_tf.ops import augment, matching
+from spinenet_tf.ops.anchors import Anchors
+from spinenet_tf.tasks.detection import Detection
+
+SIZE, BOXES = 64, 100
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    gin.clear_config()
+    gin.parse_config(tiny.BINDINGS)
+    task = Detection()
+    model = task.build()
+    for variable in model.trainable_variables:  # predictions that depend on the image
+        if variable.path.startswith(("class_predict", "box_predict")) and "kernel" in variable.path:
+            variable.assign(RNG.normal(0, 0.3, variable.shape))
+    gin.clear_config()
+    return task, model
+
+
+def batch_of(images, size=(64, 64)):
+    """[(boxes, classes, crowd)] -> a batch; boxes yxyx."""
+    b = len(images)
+    batch = {
+        "image": RNG.integers(0, 256, (b, SIZE, SIZE, 3), np.uint8),
+        "image_size": np.tile(np.int32(size), (b, 1)), "source_size": np.tile(np.int32(size), (b, 1)),
+        "boxes": np.zeros((b, BOXES, 4), "f4"), "classes": np.zeros((b, BOXES), "i4"),
+        "crowd": np.zeros((b, BOXES), bool), "draws": RNG.random((b, 4)).astype("f4"),
+    }  # fmt: skip
+    for i, (boxes, classes, crowd) in enumerate(images):
+        n = len(classes)
+        batch["boxes"][i, :n], batch["classes"][i, :n], batch["crowd"][i, :n] = (
+            boxes,
+            classes,
+            crowd,
+        )
+    return {k: tf.constant(v) for k, v in batch.items()}
+
+
+def full_image():
+    corner = RNG.uniform(0, 40, (BOXES, 2))
+    return np.concatenate([corner, corner + RNG.uniform(1, 24, (BOXES, 2))], 1)
+
+
+EMPTY = (np.zeros((0, 4)), [], [])
+IMAGES = {
+    "empty": EMPTY,
+    "all crowd": ([[5, 5, 40, 40], [0, 0, 9, 9]], [1, 2], [True, True]),
+    "border": ([[0, 0, 64, 64], [60, 60, 64, 64], [0, 30, 2, 64]], [1, 2, 3], [False] * 3),
+    "one pixel": ([[31, 31, 32, 32]], [6], [False]),
+    "no area": ([[10, 10, 10, 30]], [6], [False]),
+    "full": (full_image(), RNG.integers(1, 7, BOXES), [False] * BOXES),
+}
+
+
+def gradients(task, model, batch):
+    with tf.GradientTape() as tape:
+        total, logs = task.loss(model, batch, training=True)
+    return logs, tape.gradient(total, [v.value for v in model.trainable_variables])
+
+
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("size", [(64, 64), (64, 23), (1, 64)])
+def test_loss_and_gradients_are_finite(detector, name, size):
+    task, model = detector
+    logs, grads = gradients(task, model, batch_of([IMAGES[name]] * 2, size))
+    assert all(np.isfinite(v) for v in logs.values())
+    assert all(np.isfinite(g).all() for g in grads)
+    if name in ("empty", "all crowd", "no area"):
+        assert logs["box"] == 0
+
+
+def test_the_loss_by_hand(detector):
+    """From the model's outputs: focal and Huber sums over the positives + 1, box weight 50, decay."""
+    task, model = detector
+    batch = batch_of([IMAGES["border"], IMAGES["one pixel"], EMPTY])
+    total, logs = task.loss(model, batch, training=False)
+    view = augment.fit_view(batch["image_size"], SIZE)
+    images = augment.view_images(batch["image"], batch["image_size"], view, SIZE)
+    logits, deltas = (v.numpy().astype(float) for v in task.flatten(model(images)))
+    targets = [v.numpy() for v in task.targets(batch, view)]
+    positives, p = targets[2].sum(), 1 / (1 + np.exp(-logits))
+    assert positives >= 4
+    focal = -0.75 * p**1.5 * np.log(1 - p)
+    for i, a in zip(*np.nonzero(targets[2]), strict=True):
+        k = targets[0][i, a]
+        focal[i, a, k] = -0.25 * (1 - p[i, a, k]) ** 1.5 * np.log(p[i, a, k])
+    error = np.abs(deltas - targets[1])[targets[2]]
+    huber = np.where(error <= 0.1, error**2 / 2, 0.1 * (error - 0.05))
+    decay = (
+        4e-5
+        / 2
+        * sum((v.numpy() ** 2).sum() for v in model.trainable_variables if v.name == "kernel")
+    )
+    assert logs["class"] == pytest.approx(focal.sum() / (positives + 1), rel=1e-4)
+    assert logs["box"] == pytest.approx(huber.sum() / 4 / (positives + 1), rel=1e-4)
+    assert logs["l2"] == pytest.approx(decay, rel=1e-4)
+    assert total == pytest.approx(logs["class"] + 50 * logs["box"] + logs["l2"], rel=1e-5)
+
+
+def test_the_background_channel_never_has_a_positive(detector):
+    task, model = detector
+    targets = task.targets(
+        batch_of([IMAGES["full"]]), augment.fit_view(tf.constant([[64, 64]]), SIZE)
+    )
+    logits = tf.Variable(tf.zeros([1, targets.classes.shape[1], task.num_classes]))
+    with tf.GradientTape() as tape:
+        loss = task.losses(logits, tf.zeros([1, targets.classes.shape[1], 4]), targets)["class"]
+    gradient = tape.gradient(loss, logits)
+    assert (gradient[..., 0] > 0).numpy().all()  # always pushed down
+    assert (gradient[..., 1:] < 0).numpy().any()
+
+
+def test_targets_equal_model_gardens():
+    anchor_ops = pytest.importorskip("official.vision.ops.anchor")
+    boxes, classes = full_image().astype("f4"), RNG.integers(1, 7, (BOXES, 1)).astype("i4")
+    theirs = anchor_ops.Anchor(3, 7, 3, [0.5, 1.0, 2.0], 3.0, (64, 64)).multilevel_boxes
+    labels, deltas, _, _, weights = anchor_ops.AnchorLabeler().label_anchors(theirs, boxes, classes)
+    anchors = Anchors(size=3.0, aspect_ratios=(0.5, 1.0, 2.0)).boxes((64, 64))
+    np.testing.assert_allclose(
+        anchors, np.concatenate([np.reshape(v, (-1, 4)) for v in theirs.values()]), atol=1e-4
+    )
+    ours = matching.anchor_targets(
+        tf.constant(anchors), boxes[None], classes[None, :, 0], tf.ones([1, BOXES], tf.bool), 0.5
+    )
+    flat_labels = np.concatenate([np.reshape(v, -1) for v in labels.values()])  # -1: background
+    np.testing.assert_array_equal(ours.positive[0], weights > 0)
+    np.testing.assert_array_equal(ours.classes[0], np.maximum(flat_labels, 0))
+    flat_deltas = np.concatenate([np.reshape(v, (-1, 4)) for v in deltas.values()])
+    positive = ours.positive[0].numpy()
+    np.testing.assert_allclose(ours.boxes[0][positive], flat_deltas[positive], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def sure(detector):
+    """Detections of a model whose scores pass the threshold."""
+    task, model = detector
+    batch = batch_of([EMPTY, EMPTY, EMPTY], (40, 64))
+    batch["source_size"] = tf.constant([[400, 640], [40, 64], [20, 32]])
+    return task, model, batch, task.predict(model, batch, native=True)
+
+
+def test_static_native_and_xla_predictions_agree(sure):
+    task, model, batch, native = sure
+    assert native.count.numpy().min() > 0
+
+    @tf.function(jit_compile=True, autograph=False)
+    def compiled(batch):
+        return task.predict(model, batch)
+
+    for other in (task.predict(model, batch), compiled(batch)):
+        np.testing.assert_array_equal(other.count, native.count)
+        np.testing.assert_array_equal(other.classes, native.classes)
+        np.testing.assert_allclose(other.scores, native.scores, atol=1e-5)
+        np.testing.assert_allclose(other.boxes, native.boxes, atol=0.05)
+
+
+def test_boxes_are_in_source_pixels_and_inside_the_image(sure):
+    _, _, batch, found = sure
+    assert (found.boxes.numpy() >= 0).all()
+    limits = np.tile(batch["source_size"].numpy(), 2)[:, None] + 1e-3
+    assert (found.boxes.numpy() <= limits).all()
+    assert found.boxes[0].numpy().max() > 64
+
+
+def test_loss_and_gradients_compile_with_xla(detector):
+    task, model = detector
+    batch = batch_of([IMAGES["full"], EMPTY])
+    state = [v.numpy() for v in model.variables]
+    compiled = tf.function(lambda b: gradients(task, model, b), jit_compile=True, autograph=False)
+    results = []
+    for step in (gradients, lambda t, m, b: compiled(b)):
+        for variable, value in zip(model.variables, state, strict=True):
+            variable.assign(value)
+        results.append(step(task, model, batch))
+    for name, value in results[0][0].items():
+        assert results[1][0][name] == pytest.approx(float(value), rel=1e-3)
+    scale = max(np.abs(g).max() for g in results[0][1])
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3 * scale)
