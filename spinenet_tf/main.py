@@ -43,6 +43,8 @@ def _run(args) -> None:
         raise ValueError(f"--mode={args.mode} needs --model_dir")
     from spinenet_tf import modes  # after the flags are known to be right: TensorFlow takes seconds
 
+    if args["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
     parse_gin(args.gin_file, args.gin_param, args.model_dir)
     match args.mode:
         case "train":

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
-
 import tiny
+from PIL import Image
 
 
 @pytest.fixture(scope="module")

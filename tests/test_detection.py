@@ -4,8 +4,8 @@ import gin
 import numpy as np
 import pytest
 import tensorflow as tf
-
 import tiny
+
 from spinenet_tf.ops import augment, matching
 from spinenet_tf.ops.anchors import Anchors
 from spinenet_tf.tasks.detection import Detection
@@ -32,7 +32,8 @@ def batch_of(images, size=(64, 64)):
     b = len(images)
     batch = {
         "image": RNG.integers(0, 256, (b, SIZE, SIZE, 3), np.uint8),
-        "image_size": np.tile(np.int32(size), (b, 1)), "source_size": np.tile(np.int32(size), (b, 1)),
+        "image_size": np.tile(np.int32(size), (b, 1)),
+        "source_size": np.tile(np.int32(size), (b, 1)),
         "boxes": np.zeros((b, BOXES, 4), "f4"), "classes": np.zeros((b, BOXES), "i4"),
         "crowd": np.zeros((b, BOXES), bool), "draws": RNG.random((b, 4)).astype("f4"),
     }  # fmt: skip
@@ -80,7 +81,7 @@ def test_loss_and_gradients_are_finite(detector, name, size):
 
 
 def test_the_loss_by_hand(detector):
-    """From the model's outputs: focal and Huber sums over the positives + 1, box weight 50, decay."""
+    """From the model's outputs: focal and Huber sums over positives + 1, box weight 50, decay."""
     task, model = detector
     batch = batch_of([IMAGES["border"], IMAGES["one pixel"], EMPTY])
     total, logs = task.loss(model, batch, training=False)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import gin
 import pytest
-
 import tiny
+
 from spinenet_tf import main
 
 PACKAGE = tiny.ROOT / "spinenet_tf"

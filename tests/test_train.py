@@ -158,6 +158,14 @@ def test_gradient_clipping_bounds_the_update(records, tmp_path):
     assert np.sqrt(sum((m**2).sum() for m in moved)) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_the_step_compiles_with_xla(records, tmp_path, capsys):
+    from spinenet_tf import modes
+
+    tiny.bind(records, "Trainer.xla = True", "Trainer.steps = 2")
+    modes.train(str(tmp_path))
+    assert "step 2/2" in capsys.readouterr().out
+
+
 def test_fine_tuning_takes_all_weights_but_the_class_predictor(records, tmp_path, capsys):
     from spinenet_tf import modes
     from spinenet_tf.train import checkpoints

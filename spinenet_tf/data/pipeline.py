@@ -243,5 +243,5 @@ def _counts(data: Data, files: list[str]) -> list[int]:
 
 
 def _count_records(path: str) -> int:
-    logging.info("counting the records of %s, which has no sidecar", path)
+    logging.warning("counting the records of %s, which has no sidecar", path)
     return int(tf.data.TFRecordDataset(path).reduce(tf.constant(0, tf.int64), lambda n, _: n + 1))

@@ -93,7 +93,7 @@ def load_model(task: Any, model_dir: str) -> keras.Model:
 
 
 def initialize(model: keras.Model, task: Any, model_dir: str) -> None:
-    """Sets a model to the weights of another folder's; only the class predictor may differ in shape.
+    """Sets a model to the weights of another folder's; only its class predictor may differ.
 
     Raises:
       FileNotFoundError: no checkpoint. ValueError: any other weight is missing or of another shape.
@@ -109,5 +109,6 @@ def initialize(model: keras.Model, task: Any, model_dir: str) -> None:
         elif variable.path.startswith("class_predict/"):
             kept.append(f"{variable.path} {variable.shape}")
         else:
-            raise ValueError(f"{model_dir} has no weight {variable.path} of shape {variable.shape}")
+            shape = tuple(variable.shape)
+            raise ValueError(f"{model_dir} has no weight {variable.path} of shape {shape}")
     print(f"weights from {model_dir}" + (f"; random: {', '.join(kept)}" if kept else ""))
