@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gin
 
+from spinenet_tf import modes  # noqa: F401 - registers all that gin binds
 from spinenet_tf.data import coco, synthetic
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -39,7 +39,7 @@ def evaluate(ground_truth: dict, results: list[dict], kind: str = "bbox") -> dic
 
 def _load(truth: COCO, results: list[dict]) -> COCO:
     if results:
-        return truth.loadRes(results)
+        return truth.loadRes([dict(r) for r in results])  # it adds keys to them
     found = COCO()  # pycocotools cannot load an empty list
     found.dataset = {k: truth.dataset[k] for k in ("images", "categories")} | {"annotations": []}
     found.createIndex()
