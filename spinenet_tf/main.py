@@ -32,10 +32,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"what is {argv[1]!r}? All arguments are --flags.")
     try:
         _run(FLAGS)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except Exception as error:
         if FLAGS.verbosity > 0:
             raise
-        sys.exit(f"error: {error}")
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        sys.exit(f"error: {kind}{error}\n(--verbosity=1 shows where)")
 
 
 def _run(args) -> None:
@@ -71,13 +72,16 @@ def parse_gin(files: list[str], params: list[str], model_dir: str | None) -> Non
     Raises:
       FileNotFoundError: no such recipe. ValueError: a name that nothing has, with the nearest one.
     """
+    from tensorflow.io import gfile
+
+    gin.config.register_file_reader(gfile.GFile, gfile.exists)  # gs://
     saved = f"{model_dir}/config.gin"
-    if not files and model_dir and os.path.exists(saved):
+    if not files and model_dir and gfile.exists(saved):
         files = [saved]
     if not files:
         raise ValueError("no recipe: give --gin_file (see gin_configs/)")
     for file in files:
-        if not os.path.exists(file):
+        if not gfile.exists(file):
             raise FileNotFoundError(f"--gin_file={file}: no such file")
         for folder in Path(file).resolve().parents[:3]:
             gin.add_config_file_search_path(str(folder))
@@ -85,6 +89,8 @@ def parse_gin(files: list[str], params: list[str], model_dir: str | None) -> Non
     logging.set_verbosity(logging.FATAL)  # gin logs every folder in which an include is not
     try:
         gin.parse_config_files_and_bindings(files, params)
+    except SyntaxError as error:
+        raise ValueError(f"{error.msg}: {error.text}; strings need quotes of their own") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"{error}{_nearest(str(error))}") from error
     finally:

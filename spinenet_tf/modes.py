@@ -18,7 +18,7 @@ from spinenet_tf.tasks.detection import Detection
 from spinenet_tf.train import checkpoints
 from spinenet_tf.train.optimizer import Schedule
 from spinenet_tf.train.strategy import make_strategy
-from spinenet_tf.train.trainer import Run, Trainer
+from spinenet_tf.train.trainer import Run, Training
 
 
 @gin.configurable
@@ -39,22 +39,24 @@ def train(model_dir: str) -> None:
 
 
 def train_and_eval(model_dir: str) -> dict:
-    """Trains with evaluations every `Trainer.eval_every` steps and at the end."""
+    """Trains with evaluations every `Training.eval_every` steps and at the end."""
     run, validation = _make_run(model_dir), scoped_data("eval")
     every, figures = run.trainer.eval_every, {}
 
     def after_loop(step: int) -> None:
         if every and step % every == 0:
-            figures.update(_evaluate(run, validation))
+            figures[step] = _evaluate(run, validation)
 
     _train(model_dir, run, after_loop)
-    return _evaluate(run, validation)
+    step = int(run.step.numpy())
+    return figures[step] if step in figures else _evaluate(run, validation)
 
 
 def evaluate(model_dir: str) -> dict:
     """Prints and saves the task's figures of the newest checkpoint."""
     checkpoints.latest(model_dir)
     run = _make_run(model_dir)
+    run.resume()
     return _evaluate(run, scoped_data("eval"))
 
 
@@ -62,7 +64,7 @@ def predict(model_dir: str, images: list[str], output: str) -> None:
     """Draws detections of image files and writes `results.json`."""
     files = expand(images)
     task, model, categories = _load(model_dir)
-    results = predict_files(
+    results, bad = predict_files(
         task, model, files, output,
         names={c["label"]: c["name"] for c in categories},
         category_ids={c["label"]: c["id"] for c in categories},
@@ -70,7 +72,10 @@ def predict(model_dir: str, images: list[str], output: str) -> None:
     )  # fmt: skip
     with tf.io.gfile.GFile(f"{output}/results.json", "w") as file:
         json.dump(results, file)
-    print(f"{len(files)} pictures and results.json ({len(results)} detections) in {output}")
+    done = len(files) - len(bad)
+    print(f"{done} pictures and results.json ({len(results)} detections) in {output}")
+    if bad:
+        raise ValueError("\n".join(bad))
 
 
 def export(model_dir: str, output: str) -> None:
@@ -111,13 +116,13 @@ def _profile_text(figures: dict) -> str:
 def _make_run(model_dir: str) -> Run:
     strategy, task = make_strategy(), make_task()
     checkpoints.check_fits(model_dir, task)
-    return Run(task, Trainer(), model_dir, strategy)
+    return Run(task, Training(), model_dir, strategy)
 
 
 def _train(model_dir: str, run: Run | None = None, after_loop=lambda step: None) -> Run:
     data, run = scoped_data("train"), run or _make_run(model_dir)
-    data.files()  # fail on missing data before anything is written
-    _check_classes(run.task, data.categories())
+    _check_classes(run.task, data)
+    run.resume()  # before anything is written: the checkpoint may be of another recipe
     if run.is_chief:
         checkpoints.write_sidecar(model_dir, checkpoints.describe(run.task, data.categories()))
         _write(f"{model_dir}/config.gin", gin.config_str())
@@ -127,8 +132,9 @@ def _train(model_dir: str, run: Run | None = None, after_loop=lambda step: None)
     return run
 
 
-def _check_classes(task: Any, categories: list[dict]) -> None:
-    highest = max((c["label"] for c in categories), default=0)
+def _check_classes(task: Any, data: Data) -> None:
+    labels = [c["label"] for c in data.categories()] or data.some_labels()
+    highest = max(labels, default=0)
     if highest >= task.num_classes:
         name = type(task).__name__
         raise ValueError(
@@ -139,12 +145,13 @@ def _check_classes(task: Any, categories: list[dict]) -> None:
 
 def _evaluate(run: Run, data: Data) -> dict:
     """Evaluates; prints, saves and summarises the figures, and some drawn images."""
-    start, step = time.monotonic(), run.resume()
+    start, step = time.monotonic(), int(run.step.numpy())
+    checkpoints.check_categories(run.model_dir, data.categories())
     pictures, names = [], {c["label"]: c["name"] for c in data.categories()}
 
     def look(batch, detections):
-        for i in range(min(len(batch["id"]), 8 - len(pictures))):
-            pictures.append(_picture(batch, detections, i, names))
+        shown = range(min(len(batch["id"]), 8))
+        pictures.extend(_picture(batch, detections, i, names) for i in shown)
 
     metric = run.evaluate(data, look)
     figures = metric.result()

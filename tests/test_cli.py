@@ -15,7 +15,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     records = tiny.make_records(folder)
     argv = tiny.command(
-        "train_and_eval", folder / "model", records, "Trainer.eval_every = 8",
+        "train_and_eval", folder / "model", records, "Training.eval_every = 8",
         "Detection.score_threshold = 0.0",
     )  # fmt: skip
     done = tiny.run(argv)
@@ -84,6 +84,14 @@ def test_predict_and_all_export_signatures_agree(trained):
     np.testing.assert_allclose([x0, y0, x1 - x0, y1 - y0], mine[0]["bbox"], atol=0.01)
 
 
+def test_pictures_and_ids_of_files_with_equal_names_differ():
+    from spinenet_tf.export.predict import _identify
+
+    assert _identify(["a/0017.jpg", "a/9.png"]) == [(17, "0017"), (9, "9")]
+    assert _identify(["a/1.jpg", "b/1.jpg", "c.jpg"]) == [(0, "1-0"), (1, "1-1"), (2, "c")]
+    assert _identify(["1.jpg", "01.jpg"]) == [(0, "1"), (1, "01")]
+
+
 def test_profile_in_words_and_as_json(tmp_path):
     recipe = tiny.ROOT / "gin_configs/table2/49S_640_b.gin"
     argv = [tiny.sys.executable, "-m", "spinenet_tf.main", "--mode=profile", f"--gin_file={recipe}"]
@@ -100,6 +108,8 @@ ERRORS = {
     "unknown flag": (["--modeldir=x"], "Unknown command line flag 'modeldir'"),
     "unknown mode": (["--mode=fly"], "should be one of"),
     "stray argument": (["demo.gin"], "demo.gin"),
+    "no quotes": (["--gin_param=Data.pattern=records/set-*"], "strings need quotes of their own"),
+    "unknown style": (["--gin_param=RetinaNet.filterz=3"], "unexpected keyword argument 'filterz'"),
     "no data": (
         ["--gin_param=Data.pattern='/no/such*'"],
         "Data.pattern='/no/such*' matches no file",

@@ -294,3 +294,11 @@ def test_real_coco(tmp_path):
             np.testing.assert_array_equal(
                 np.asarray(Image.open(io.BytesIO(png))), oracle.annToMask(ann)
             )
+
+
+def test_the_annotations_are_never_overwritten(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="would overwrite the annotations"):
+        coco.convert(str(tmp_path), str(path), str(tmp_path / "train"), num_shards=1)
+    assert path.read_text() == "{}"

@@ -196,3 +196,19 @@ def test_the_sidecar_names_classes_and_saves_counting(shards):
     (shards / "set.json").write_text(json.dumps(sidecar))
     assert data(shards).num_examples() == 300
     assert data(shards).categories() == sidecar["categories"]
+
+
+def test_equal_names_in_two_folders_are_counted_apart(tmp_path):
+    for name, count in (("x", 3), ("y", 5)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train-00000-of-00001.tfrecord", [b""] * count)
+        sidecar = {"categories": [], "shards": {"train-00000-of-00001.tfrecord": count}}
+        (tmp_path / name / "train.json").write_text(json.dumps(sidecar))
+    both = Data(pattern=f"{tmp_path}/x/train-*.tfrecord,{tmp_path}/y/train-*.tfrecord")
+    assert both.num_examples() == 8
+
+
+def test_empty_shards_are_an_error(tmp_path):
+    write(tmp_path / "set-00000-of-00001.tfrecord", [])
+    with pytest.raises(ValueError, match="the shards hold no record"):
+        data(tmp_path).num_examples()

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import gin
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -81,7 +82,7 @@ def test_killed_anywhere_and_restarted_ends_as_if_it_had_not_been(records, tmp_p
             time.sleep(random.random() / 4)
             process.send_signal(signal.SIGKILL)
             break
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     again = tiny.run(argv)
     assert again.returncode == 0, again.stderr[-2000:]
     expected, actual = weights(tmp_path / "straight"), weights(tmp_path / "killed")
@@ -92,7 +93,7 @@ def test_killed_anywhere_and_restarted_ends_as_if_it_had_not_been(records, tmp_p
 
 
 def test_sigterm_saves_and_exits(records, tmp_path):
-    argv = tiny.command("train", tmp_path / "run", records, "Trainer.steps = 100000")
+    argv = tiny.command("train", tmp_path / "run", records, "Training.steps = 100000")
     process = subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=tiny.environment()
     )
@@ -112,7 +113,7 @@ def test_sigterm_saves_and_exits(records, tmp_path):
 def test_the_loop_stops_at_every_boundary_and_writes_what_it_should(records, tmp_path, capsys):
     from spinenet_tf import modes
 
-    tiny.bind(records, "Trainer.steps_per_loop = 3")
+    tiny.bind(records, "Training.steps_per_loop = 3")
     modes.train(str(tmp_path))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     # Loops of 3, cut at the checkpoints at 4, 8 and 12.
@@ -134,6 +135,48 @@ def _scalars(folder: Path) -> set[str]:
     return {value.tag for event in events for value in event.summary.value}
 
 
+def test_evaluation_on_the_way_changes_nothing(records, tmp_path, capsys):
+    """Evaluations between checkpoints: the run goes on as if they had not been."""
+    from spinenet_tf import modes
+
+    def final_weights(folder, mode, *bindings):
+        tiny.bind(records, "Training.steps = 8", *bindings)
+        mode(str(folder))
+        gin.clear_config()
+        return weights(folder)
+
+    straight = final_weights(tmp_path / "a", modes.train)
+    watched = final_weights(tmp_path / "b", modes.train_and_eval, "Training.eval_every = 3")
+    assert capsys.readouterr().out.count("evaluated step") == 3  # at 3, 6 and 8
+    assert (tmp_path / "b/metrics-3.json").exists()
+    for name, value in straight.items():
+        np.testing.assert_array_equal(watched[name], value, err_msg=name)
+
+
+def test_a_wrong_recipe_leaves_the_folder_as_it_was(records, tmp_path):
+    from spinenet_tf import modes
+
+    tiny.bind(records, "Training.steps = 2")
+    modes.train(str(tmp_path))
+    before = (tmp_path / "config.gin").read_text()
+    gin.clear_config()
+    tiny.bind(records, "SpineNet.width = 0.25")
+    with pytest.raises(ValueError, match="is not of the model that the recipe builds"):
+        modes.train(str(tmp_path))
+    assert (tmp_path / "config.gin").read_text() == before
+
+
+def test_evaluation_records_must_mean_the_same_classes(tmp_path):
+    from spinenet_tf.train import checkpoints
+
+    learned = [{"id": 18, "name": "dog", "label": 1}, {"id": 44, "name": "bottle", "label": 2}]
+    checkpoints.write_sidecar(str(tmp_path), {"task": {}, "categories": learned})
+    checkpoints.check_categories(str(tmp_path), learned[:1])
+    shifted = [{"id": 44, "name": "bottle", "label": 1}]
+    with pytest.raises(ValueError, match="label 1 is 'dog' .* and 'bottle' in the evaluation"):
+        checkpoints.check_categories(str(tmp_path), shifted)
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_steps_named(records, tmp_path):
     from spinenet_tf import modes
 
@@ -145,13 +188,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_steps_named(records, tmp_path)
 def test_gradient_clipping_bounds_the_update(records, tmp_path):
     """With a rate of 1, no momentum and no weight decay, the first step moves by the clip norm."""
     from spinenet_tf import modes
-    from spinenet_tf.train.trainer import Run, Trainer
+    from spinenet_tf.train.trainer import Run, Training
 
     tiny.bind(
-        records, "Trainer.clip = 0.01", "Trainer.steps = 1", "Schedule.learning_rate = 1.0",
+        records, "Training.clip = 0.01", "Training.steps = 1", "Schedule.learning_rate = 1.0",
         "Schedule.warmup_epochs = 0", "Style.weight_decay = 0.0",
     )  # fmt: skip
-    run = Run(modes.make_task(), Trainer(), str(tmp_path))
+    run = Run(modes.make_task(), Training(), str(tmp_path))
     before = [v.numpy() for v in run.model.trainable_variables]
     run.train(modes.scoped_data("train"), Schedule())
     moved = [v.numpy() - b for v, b in zip(run.model.trainable_variables, before, strict=True)]
@@ -161,7 +204,7 @@ def test_gradient_clipping_bounds_the_update(records, tmp_path):
 def test_the_step_compiles_with_xla(records, tmp_path, capsys):
     from spinenet_tf import modes
 
-    tiny.bind(records, "Trainer.xla = True", "Trainer.steps = 2")
+    tiny.bind(records, "Training.xla = True", "Training.steps = 2")
     modes.train(str(tmp_path))
     assert "step 2/2" in capsys.readouterr().out
 
@@ -169,14 +212,14 @@ def test_the_step_compiles_with_xla(records, tmp_path, capsys):
 def test_fine_tuning_takes_all_weights_but_the_class_predictor(records, tmp_path, capsys):
     from spinenet_tf import modes
     from spinenet_tf.train import checkpoints
-    from spinenet_tf.train.trainer import Run, Trainer
+    from spinenet_tf.train.trainer import Run, Training
 
-    tiny.bind(records, "Trainer.steps = 2", f"Trainer.init_from = '{tmp_path}/first'")
+    tiny.bind(records, "Training.steps = 2", f"Training.init_from = '{tmp_path}/first'")
     task = modes.make_task()
-    first = Run(task, Trainer(init_from=""), f"{tmp_path}/first")
+    first = Run(task, Training(init_from=""), f"{tmp_path}/first")
     checkpoints.write_sidecar(f"{tmp_path}/first", checkpoints.describe(task, []))
     first.train(modes.scoped_data("train"), Schedule())
-    second = Run(dataclasses.replace(task, num_classes=9), Trainer(), f"{tmp_path}/second")
+    second = Run(dataclasses.replace(task, num_classes=9), Training(), f"{tmp_path}/second")
     assert second.resume() == 0
     assert "random: class_predict/kernel" in capsys.readouterr().out
     for old, new in zip(first.model.variables, second.model.variables, strict=True):
@@ -209,7 +252,7 @@ def test_two_mirrored_replicas_equal_one_device(records, tmp_path):
         recipe, out = tmp_path / f"{kind}.gin", tmp_path / f"{kind}.npz"
         lines = tiny.bindings(
             records, f"make_strategy.kind = '{kind}'", "Style.synchronized = True",
-            "SpineNet.stochastic_depth = 0.0", "Trainer.steps = 3", "Trainer.clip = 1.0",
+            "SpineNet.stochastic_depth = 0.0", "Training.steps = 3", "Training.clip = 1.0",
         )  # fmt: skip
         recipe.write_text("\n".join(lines))
         argv = [sys.executable, "-c", MIRRORED_SCRIPT, recipe, tmp_path / kind, str(replicas), out]
@@ -219,6 +262,26 @@ def test_two_mirrored_replicas_equal_one_device(records, tmp_path):
     for one, two in zip(*found, strict=True):
         # biases before a batch norm have no gradient but rounding: 1e-9 allows for it
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5 * np.abs(one).max() + 1e-9)
+
+
+SEEDS_SCRIPT = """
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from spinenet_tf.models.layers import StochasticDepth
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    layer = StochasticDepth(0.5, seed=1)
+drop = tf.function(lambda: strategy.run(lambda: layer(tf.ones([64, 1, 1, 1]), training=True)))
+rows = [r.numpy().ravel() for _ in range(2) for r in strategy.experimental_local_results(drop())]
+same = [(a == b).mean() for i, a in enumerate(rows) for b in rows[:i]]
+assert max(same) < 0.75, same  # 0.5 for independent draws
+"""
+
+
+def test_stochastic_depth_draws_differ_between_replicas_and_steps():
+    done = tiny.run([sys.executable, "-c", SEEDS_SCRIPT])
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def _free_ports(n):
@@ -237,7 +300,7 @@ def test_two_workers_on_loopback_train_and_checkpoint(records, tmp_path):
     for i in range(2):
         argv = tiny.command(
             "train_and_eval", tmp_path / "run", records, "make_strategy.kind = 'multi_worker'",
-            "Style.synchronized = True", "Trainer.steps = 4",
+            "Style.synchronized = True", "Training.steps = 4",
         )  # fmt: skip
         config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}
         env = tiny.environment(TF_CONFIG=json.dumps(config))

@@ -22,8 +22,8 @@ BINDINGS = [
     "Detection.num_classes = 7", "Detection.image_size = 64", "Detection.scale = (0.8, 1.2)",
     "Data.canvas = 64", "Data.max_boxes = 12", "Data.batch_size = 4", "Data.shuffle = 8",
     "Schedule.batch_size = 4", "Schedule.learning_rate = 0.02", "Schedule.warmup_epochs = 0.5",
-    "Trainer.precision = 'float32'", "Trainer.steps = 12", "Trainer.steps_per_loop = 2",
-    "Trainer.checkpoint_every = 4", "Trainer.deterministic = True",
+    "Training.precision = 'float32'", "Training.steps = 12", "Training.steps_per_loop = 2",
+    "Training.checkpoint_every = 4", "Training.deterministic = True",
 ]  # fmt: skip
 
 

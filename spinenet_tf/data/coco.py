@@ -267,6 +267,10 @@ def convert(
     Images without annotations are kept. Labels are the category ids, or 1, 2, ... in their order
     with `contiguous_labels`. See `write_shards` for restarts, `workers` and `overwrite`.
     """
+    if f"{output_prefix}.json" == annotations:
+        raise ValueError(
+            f"--output={output_prefix} would overwrite the annotations: choose another"
+        )
     coco, sha256 = _load(annotations)
     if not tf.io.gfile.isdir(images_dir):
         raise FileNotFoundError(f"{images_dir}: no such folder")

@@ -78,7 +78,21 @@ class Data:
         return [by_label[label] for label in sorted(by_label)]
 
     def num_examples(self) -> int:
-        return sum(_counts(self, self.files()))
+        """Images of all shards.
+
+        Raises:
+          ValueError: there is none.
+        """
+        total = sum(_counts(self, self.files()))
+        if not total:
+            raise ValueError(f"Data.pattern={self.pattern!r}: the shards hold no record")
+        return total
+
+    def some_labels(self, images: int = 512) -> list[int]:
+        """Labels of the first images, for shards whose sidecar does not list them."""
+        stream = tf.data.TFRecordDataset(self.files()).take(images)
+        labels = stream.map(lambda record: records.parse_example(record)["labels"])
+        return [int(label) for row in labels.as_numpy_iterator() for label in row]
 
 
 def train_batches(
@@ -238,8 +252,13 @@ def _split(data: Data, replicas: int) -> int:
 
 def _counts(data: Data, files: list[str]) -> list[int]:
     """Records per shard: from the sidecars, or by reading the shards that none covers."""
-    known = {k: n for s in data.sidecars().values() for k, n in s["shards"].items()}
-    return [known.get(f.rsplit("/", 1)[-1]) or _count_records(f) for f in files]
+    known = {
+        f"{path.rpartition('/')[0]}/{name}": number
+        for path, sidecar in data.sidecars().items()
+        for name, number in sidecar["shards"].items()
+    }
+    counts = [known.get(f if "/" in f else f"/{f}") for f in files]
+    return [_count_records(f) if n is None else n for f, n in zip(files, counts, strict=True)]
 
 
 def _count_records(path: str) -> int:

@@ -22,7 +22,7 @@ def expand(patterns: list[str]) -> list[str]:
     """
     found = set()
     for pattern in patterns:
-        files = tf.io.gfile.glob(pattern)
+        files = [f for f in tf.io.gfile.glob(pattern) if not tf.io.gfile.isdir(f)]
         if not files:
             raise FileNotFoundError(f"--images={pattern}: no such file")
         found.update(files)
@@ -40,7 +40,7 @@ def predict_files(
     canvas: int = 640,
     min_score: float = 0.3,
     category_ids: dict[int, int] | None = None,
-) -> list[dict]:
+) -> tuple[list[dict], list[str]]:
     """Draws `<output>/<name>.png` for every file.
 
     Args:
@@ -48,38 +48,37 @@ def predict_files(
       min_score: lowest score drawn; the returned results hold all.
 
     Returns:
-      COCO results. `image_id` is the file's number where its name is one (as COCO's are), otherwise
-      its place in `files`; each result also carries `file_name`.
-
-    Raises:
-      ValueError: a file is no image; names it.
+      COCO results, and a line for every file that is no image. `image_id` is the number in the
+      file's name if all names are different numbers (as COCO's are), otherwise the file's place in
+      `files`; each result also carries `file_name`.
     """
     tf.io.gfile.makedirs(output)
     predict = tf.function(lambda batch: task.predict(model, batch, native=True))
-    results = []
-    for number, path in enumerate(files):
-        image = _read(path)
-        row = pipeline.place(image, canvas)
-        found = Detections(
-            *(part[0].numpy() for part in predict({k: v[None] for k, v in row.items()}))
-        )
-        stem = os.path.splitext(os.path.basename(path))[0]
-        results += _results(
-            found, int(stem) if stem.isdigit() else number, path, category_ids or {}
-        )
+    results, bad = [], []
+    for path, (image_id, stem) in zip(files, _identify(files), strict=True):
+        try:
+            image = pipeline.decode_image(tf.io.read_file(path))
+        except tf.errors.InvalidArgumentError:
+            bad.append(f"{path} is not a JPEG, PNG, GIF or BMP image")
+            continue
+        row = {k: v[None] for k, v in pipeline.place(image, canvas).items()}
+        found = Detections(*(part[0].numpy() for part in predict(row)))
+        results += _results(found, image_id, path, category_ids or {})
         keep = found.scores >= min_score
-        drawn = draw_boxes(
-            image.numpy(), found.boxes[keep], found.classes[keep], found.scores[keep], names
-        )
-        _write_png(f"{output}/{stem}.png", drawn)
-    return results
+        shown = (found.boxes[keep], found.classes[keep], found.scores[keep])
+        _write_png(f"{output}/{stem}.png", draw_boxes(image.numpy(), *shown, names))
+    return results, bad
 
 
-def _read(path: str) -> tf.Tensor:
-    try:
-        return pipeline.decode_image(tf.io.read_file(path))
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"{path} is not a JPEG, PNG, GIF or BMP image") from error
+def _identify(files: list[str]) -> list[tuple[int, str]]:
+    """(image id, name of the picture) of every file, all different."""
+    stems = [os.path.splitext(os.path.basename(path))[0] for path in files]
+    if all(s.isascii() and s.isdecimal() for s in stems) and len(set(map(int, stems))) == len(
+        stems
+    ):
+        return [(int(s), s) for s in stems]
+    twice = {s for s in stems if stems.count(s) > 1}
+    return [(i, f"{s}-{i}" if s in twice else s) for i, s in enumerate(stems)]
 
 
 def _results(found: Detections, image_id: int, path: str, ids: dict[int, int]) -> list[dict]:

@@ -40,9 +40,11 @@ class Style:
                 raise ValueError(f"{field}={getattr(self, field)!r} is not one of {allowed}")
 
     def act(self, x, name: str | None = None):
+        """The activation."""
         return keras.layers.Activation(self.activation, name=name)(x)
 
     def norm(self, x, name: str):
+        """Batch normalisation over all axes but the last."""
         return keras.layers.BatchNormalization(
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -92,9 +94,8 @@ def block(x, kind: str, filters: int, *, style: Style, drop_path: float, name: s
         x = conv_bn(x, filters, 3, name=f"{name}_2", act=False)
     if shortcut.shape[-1] != width:
         shortcut = conv_bn(shortcut, width, name=f"{name}_shortcut", act=False)
-    if drop_path:  # stochastic depth: one draw per image, kept branches scaled by 1 / (1 - rate)
-        drop = keras.layers.Dropout(drop_path, noise_shape=(None, 1, 1, 1), name=f"{name}_drop")
-        x = drop(x)
+    if drop_path:
+        x = StochasticDepth(drop_path, name=f"{name}_drop")(x)
     x = keras.layers.Add(name=f"{name}_add")([x, shortcut])
     return style.act(x, f"{name}_out")
 
@@ -126,6 +127,30 @@ def _shrink(x, octaves: int, numerics: str, name: str):
     if octaves:  # the official code pools once: 3x3 for a factor 2, 5x5 beyond
         x = max_pool(x, 3 if octaves == 1 else 5, 2**octaves, f"{name}_pool")
     return x
+
+
+class ReplicaSeeds(keras.random.SeedGenerator):
+    """Seeds that differ between the replicas of a strategy; Keras' own are equal."""
+
+    def next(self, ordered: bool = True):
+        """The next seed, [2]."""
+        seed = super().next(ordered)
+        if keras.backend.backend() != "tensorflow":
+            return seed
+        import tensorflow as tf  # not at the top: the same model runs without TensorFlow
+
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group if context else 0
+        return seed + ops.cast(ops.stack([replica * 1_000_003, 0]), seed.dtype)
+
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+class StochasticDepth(keras.layers.Dropout):
+    """Drops a whole residual branch of an image, and scales the kept ones by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float, **kwargs):
+        super().__init__(rate, **({"noise_shape": (None, 1, 1, 1)} | kwargs))
+        self.seed_generator = ReplicaSeeds(self.seed)
 
 
 @keras.saving.register_keras_serializable("spinenet_tf")

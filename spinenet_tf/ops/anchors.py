@@ -28,6 +28,7 @@ class Anchors:
 
     @property
     def per_place(self) -> int:
+        """Anchors at one place of a feature map."""
         return self.scales * len(self.aspect_ratios)
 
     def boxes(self, image_size: tuple[int, int]) -> np.ndarray:

@@ -48,12 +48,20 @@ class Detection:
     log_names: ClassVar = ("class", "box", "l2", "total")
 
     def build(self) -> keras.Model:
-        """RetinaNet for this task's input, classes and anchors; gin says which one."""
-        return RetinaNet(
+        """RetinaNet for this task's input, classes and anchors; gin says which one.
+
+        Raises:
+          ValueError: the backbone's levels are not the anchors'.
+        """
+        model = RetinaNet(
             num_classes=self.num_classes,
             anchors_per_place=self.anchors.per_place,
             input_shape=(self.image_size, self.image_size, 3),
         )
+        missing = {f"P{level}" for level in self.anchors.levels} ^ set(model.output["class"])
+        if missing:
+            raise ValueError(f"backbone and Anchors.levels do not agree on {sorted(missing)}")
+        return model
 
     def metric(self, **kwargs) -> CocoMetric:
         """An empty COCO box metric; see `CocoMetric`."""

@@ -32,7 +32,7 @@ def read_sidecar(model_dir: str) -> dict:
 
 
 def latest(model_dir: str) -> str:
-    """The newest complete checkpoint of a folder.
+    """The newest checkpoint of a folder that was saved to its end.
 
     Raises:
       FileNotFoundError: there is none.
@@ -53,13 +53,32 @@ def check_fits(model_dir: str, task: Any) -> None:
     """
     trained = read_sidecar(model_dir).get("task", {})
     recipe = json.loads(json.dumps(dataclasses.asdict(task)))
-    name = type(task).__name__
-    for field in ("num_classes", "anchors"):
-        if field in trained and trained[field] != recipe[field]:
+    pairs = [(type(task).__name__, "num_classes", trained, recipe)]
+    old, new = trained.get("anchors", {}), recipe.get("anchors", {})
+    pairs += [("Anchors", field, old, new) for field in new]
+    for name, field, old, new in pairs:
+        if field in old and old[field] != new[field]:
             raise ValueError(
-                f"the checkpoint in {model_dir} was trained with {name}.{field}={trained[field]}, "
-                f"the recipe says {recipe[field]}: use the gin files of that run, "
-                f"--gin_param='{name}.{field}={trained[field]}', or another --model_dir"
+                f"the checkpoint in {model_dir} was trained with {name}.{field}={old[field]}, the "
+                f"recipe says {new[field]}: use the recipe of that run ({model_dir}/config.gin), "
+                f"--gin_param='{name}.{field}={old[field]}', or another --model_dir"
+            )
+
+
+def check_categories(model_dir: str, categories: list[dict]) -> None:
+    """Compares the classes of a data set with those that the model has learned.
+
+    Raises:
+      ValueError: a label stands for another category.
+    """
+    learned = {c["label"]: c for c in read_sidecar(model_dir).get("categories", [])}
+    for category in categories:
+        known = learned.get(category["label"], category)
+        if known != category:
+            raise ValueError(
+                f"label {category['label']} is {known['name']!r} in {model_dir}/{SIDECAR} and "
+                f"{category['name']!r} in the evaluation records: convert both from files that "
+                "list the same categories"
             )
 
 
@@ -74,8 +93,8 @@ def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
         status.assert_existing_objects_matched().expect_partial()
     except (ValueError, AssertionError) as error:
         raise ValueError(
-            f"checkpoint {path} is not of the model that the recipe builds; give the gin files it "
-            f"was trained with (operative_config.gin beside it). TensorFlow says: {error}"
+            f"checkpoint {path} is not of the model that the recipe builds; give the recipe it was "
+            f"trained with (config.gin beside it). TensorFlow says: {error}"
         ) from error
 
 
@@ -102,7 +121,7 @@ def initialize(model: keras.Model, task: Any, model_dir: str) -> None:
     source = load_model(dataclasses.replace(task, num_classes=trained), model_dir)
     weights = {v.path: v for v in source.variables}
     kept = []
-    for variable in model.variables:
+    for variable in (v for v in model.variables if v.dtype != "int64"):  # no random seeds
         value = weights.get(variable.path)
         if value is not None and value.shape == variable.shape:
             variable.assign(value)

@@ -1,6 +1,7 @@
 """The training loop: a task, batches and a strategy in; checkpoints, summaries and figures out."""
 
 import dataclasses
+import functools
 import math
 import signal
 import sys
@@ -25,15 +26,22 @@ class Task(Protocol):
 
     log_names: tuple[str, ...]  # of the scalars that `loss` returns
 
-    def build(self) -> keras.Model: ...
-    def loss(self, model: keras.Model, batch: dict, *, training: bool) -> tuple[Any, dict]: ...
-    def predict(self, model: keras.Model, batch: dict, *, native: bool) -> tuple: ...
-    def metric(self, **kwargs) -> Any: ...
+    def build(self) -> keras.Model:
+        """The model, untrained."""
+
+    def loss(self, model: keras.Model, batch: dict, *, training: bool) -> tuple[Any, dict]:
+        """One replica's part of the loss, and of each logged scalar."""
+
+    def predict(self, model: keras.Model, batch: dict, *, native: bool) -> tuple:
+        """What the metric judges; first axis the batch's."""
+
+    def metric(self, **kwargs) -> Any:
+        """An object with update(batch, predictions), result() and write(path)."""
 
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trainer:
+class Training:
     """How to run training.
 
     Attributes:
@@ -44,7 +52,8 @@ class Trainer:
       eval_every: steps between evaluations in train_and_eval; 0: only at the end.
       momentum: of SGD.
       clip: largest global norm of the gradient; 0 does not clip. Official code: 10, per shard.
-      precision: 'mixed_bfloat16' on TPU, 'float32' elsewhere.
+      precision: of training and evaluation: 'mixed_bfloat16', as on TPU, or 'float32'. Prediction
+        and export always compute in float32.
       xla: compile the step with XLA off TPU as well (one device only).
       seed: of the initial weights and of stochastic depth.
       deterministic: only use operations whose result does not depend on thread timing.
@@ -67,7 +76,7 @@ class Trainer:
     examples: int = 0
 
     def set_up(self) -> None:
-        """Process-wide settings: precision, seed, determinism. Call before a model is built."""
+        """Sets precision, seed and determinism of the process. Call before a model is built."""
         keras.config.set_dtype_policy(self.precision)
         keras.utils.set_random_seed(self.seed + 1)  # tf.data's shuffle cannot cope with 0
         if self.deterministic:
@@ -77,7 +86,7 @@ class Trainer:
 class Run:
     """One training run in a folder: builds or resumes it, trains, evaluates."""
 
-    def __init__(self, task: Task, trainer: Trainer, model_dir: str, strategy=None):
+    def __init__(self, task: Task, trainer: Training, model_dir: str, strategy=None):
         self.task, self.trainer, self.model_dir = task, trainer, model_dir
         self.strategy = strategy or tf.distribute.get_strategy()
         trainer.set_up()
@@ -98,15 +107,20 @@ class Run:
     @property
     def is_chief(self) -> bool:
         """Whether this process writes what there is one of."""
-        resolver = self.strategy.cluster_resolver
-        if not isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        if not self._many_workers:
             return True
-        return not resolver.task_id
+        resolver = self.strategy.cluster_resolver
+        chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+        return (resolver.task_type, resolver.task_id) == (chief, 0)
+
+    @property
+    def _many_workers(self) -> bool:
+        return isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
     def resume(self) -> int:
         """The step to go on from.
 
-        1. A checkpoint in the model folder: restores all of it. 2. None, but `Trainer.init_from`:
+        1. A checkpoint in the model folder: restores all of it. 2. None, but `Training.init_from`:
         takes the weights from there. 3. Neither: leaves the random ones.
         """
         latest = tf.train.latest_checkpoint(self.model_dir)
@@ -135,11 +149,12 @@ class Run:
         )
         batches = iter(self._distribute(lambda **where: train_batches(data, step=start, **where)))
         progress = Progress(start, total, data.batch_size, self.summary_writer("train"))
-        with _sigterm() as stop:
+        with _sigterm() as came:
             for step in self._loops(start, total):
-                logs = train_steps(batches, tf.constant(step - int(self.step.numpy())))
+                logs = train_steps(batches, tf.constant(step - progress.step))
                 self._check_finite(logs, progress.step, step)
                 progress.report(step, logs)
+                stop = self._any_worker(bool(came))
                 if step == total or step % self.trainer.checkpoint_every == 0 or stop:
                     self.manager.save(checkpoint_number=self.step)
                 if stop:
@@ -148,15 +163,19 @@ class Run:
                 after_loop(step)
 
     def evaluate(self, data: Data, look: Callable[[dict, tuple], None] = lambda b, d: None) -> Any:
-        """The task's metric over all images. `look` sees every batch and its detections."""
+        """The task's metric over all images, with the weights as they are.
+
+        `look` sees the first batch, images included, and its detections.
+        """
         metric = self.task.metric(categories=data.categories(), annotations=data.annotations)
-        predict = self._compile_predict()
-        for batch in self._distribute(lambda **where: eval_batches(data, **where)):
-            detections = predict(batch)
-            labels = {k: self._gather(v) for k, v in batch.items() if k != "draws"}
-            detections = tuple(self._gather(part) for part in detections)
+        batches = self._distribute(lambda **where: eval_batches(data, **where))
+        for number, batch in enumerate(batches):
+            detections = tuple(self._gather(part) for part in self._predict(batch))
+            wanted = batch.keys() - ({"draws", "image"} if number else {"draws"})
+            labels = {name: self._gather(batch[name]) for name in wanted}
             metric.update(labels, detections)
-            look(labels, detections)
+            if not number:
+                look(labels, detections)
         return metric
 
     def _compile(self, rate: Callable[[tf.Tensor], tf.Tensor]):
@@ -196,16 +215,17 @@ class Run:
 
         return train_steps
 
-    def _compile_predict(self):
+    @functools.cached_property
+    def _predict(self):
+        """Compiled once a run: batch -> the detections of every replica."""
         native = not isinstance(self.strategy, tf.distribute.TPUStrategy)
 
-        @tf.function(autograph=False)
-        def predict(batch):
-            return self.strategy.run(
-                lambda b: tuple(self.task.predict(self.model, b, native=native)), (batch,)
-            )
+        def replica_predict(batch):
+            return tuple(self.task.predict(self.model, batch, native=native))
 
-        return predict
+        return tf.function(
+            lambda batch: self.strategy.run(replica_predict, (batch,)), autograph=False
+        )
 
     def _distribute(self, make: Callable[..., tf.data.Dataset]):
         def make_for(context):
@@ -219,7 +239,7 @@ class Run:
 
     def _gather(self, value) -> Any:
         """The rows of all replicas, on all workers, as one array."""
-        if not isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        if not self._many_workers:
             return tf.concat(self.strategy.experimental_local_results(value), 0).numpy()
         # Its collectives take no bool and no uint8.
         small = (tf.bool, tf.uint8)
@@ -228,11 +248,18 @@ class Run:
         )
         return self.strategy.gather(value, axis=0).numpy()
 
+    def _any_worker(self, stop: bool) -> bool:
+        """Whether any worker was told to stop: all must leave the loop at the same step."""
+        if not self._many_workers:
+            return stop
+        return bool(self._gather(self.strategy.run(lambda: tf.constant([int(stop)]))).any())
+
     def _loops(self, start: int, total: int):
-        """The steps at which a compiled call ends: multiples of the loop and checkpoint lengths."""
-        step, every = start, (self.trainer.steps_per_loop, self.trainer.checkpoint_every)
+        """The steps at which a compiled call ends: multiples of each length, and the end."""
+        step, trainer = start, self.trainer
+        every = [trainer.steps_per_loop, trainer.checkpoint_every, trainer.eval_every]
         while step < total:
-            step = min(total, *(step - step % n + n for n in every))
+            step = min(total, *(step - step % n + n for n in every if n))
             yield step
 
     def _check_finite(self, logs: dict, first: int, last: int) -> None:
@@ -241,16 +268,20 @@ class Run:
             raise FloatingPointError(
                 f"{', '.join(broken)} not finite in steps {first + 1} to {last}; the last good "
                 f"checkpoint is {self.manager.latest_checkpoint}. Lower Schedule.learning_rate or "
-                "set Trainer.clip=10."
+                "set Training.clip=10."
             )
 
     def _checkpoint_dir(self) -> str:
         """All workers save, since collectives demand it; only the chief's files count."""
         if self.is_chief:
             return self.model_dir
-        return f"{self.model_dir}/worker_{self.strategy.cluster_resolver.task_id}"
+        resolver = self.strategy.cluster_resolver
+        return f"{self.model_dir}/{resolver.task_type}_{resolver.task_id}"
 
     def summary_writer(self, name: str):
+        """A TensorBoard writer of `<model_dir>/<name>`; one that drops all where not chief."""
+        if not self.is_chief:
+            return tf.summary.create_noop_writer()
         return tf.summary.create_file_writer(f"{self.model_dir}/{name}")
 
 
@@ -262,6 +293,7 @@ class Progress:
         self._time = time.monotonic()
 
     def report(self, step: int, logs: dict) -> None:
+        """Reports the mean logs of the steps up to `step`."""
         now = time.monotonic()
         speed = (step - self.step) / max(now - self._time, 1e-9)
         self.step, self._time = step, now
