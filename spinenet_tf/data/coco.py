@@ -62,6 +62,7 @@ class Rejection(Exception):
         super().__init__(field, value, reason)
 
     def entry(self, image_id: object, annotation_id: object = None) -> dict:
+        """The line of the summary's `rejected` list."""
         field, value, reason = self.args
         ids = {"annotation_id": annotation_id, "image_id": image_id}
         # repr, because NaN and infinity have no place in JSON.

@@ -60,11 +60,13 @@ class VisibleObject:
 
     @property
     def area(self) -> int:
+        """Visible pixels."""
         return int(self.mask.sum())
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        return _tight_box(self.mask)  # xmin, ymin, width, height
+        """xmin, ymin, width, height of the visible pixels."""
+        return _tight_box(self.mask)
 
 
 def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -142,7 +144,8 @@ class Canvas:
 
     @property
     def size(self) -> np.ndarray:
-        return np.array(self.owner.shape[::-1])  # x, y
+        """Width and height."""
+        return np.array(self.owner.shape[::-1])
 
     def add_object(self) -> bool:
         """Draws one object over the others where it hides none of them too much."""
@@ -172,6 +175,7 @@ class Canvas:
         self.full_areas.append(float((self.owner == self.crowd).sum()))
 
     def visible_objects(self) -> list[VisibleObject]:
+        """What has been drawn, in order, as far as later objects leave it to be seen."""
         visible = [self.owner == number for number in range(len(self.labels))]
         numbered = enumerate(zip(self.labels, visible, strict=True))
         return [VisibleObject(label, m, n == self.crowd) for n, (label, m) in numbered if n]
