@@ -39,6 +39,7 @@ class Progress:
         self.live = sys.stderr.isatty()
 
     def step(self) -> None:
+        """Counts an image, and shows the line when it is due."""
         self.done += 1
         now = time.monotonic()
         if now - self.shown < (0.2 if self.live else 5.0) and self.done < self.total:

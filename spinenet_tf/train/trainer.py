@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import math
-import signal
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -16,6 +14,7 @@ import tensorflow as tf
 from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
 from spinenet_tf.train import checkpoints
 from spinenet_tf.train.optimizer import Momentum, Schedule
+from spinenet_tf.train.progress import NoticeSigterm, Progress
 
 OPTIMIZER_LOGS = ("gradient_norm", "learning_rate")
 PREEMPTED = 143  # exit status after SIGTERM: 128 + 15, so that a supervisor starts us again
@@ -149,7 +148,7 @@ class Run:
         )
         batches = iter(self._distribute(lambda **where: train_batches(data, step=start, **where)))
         progress = Progress(start, total, data.batch_size, self.summary_writer("train"))
-        with _sigterm() as came:
+        with NoticeSigterm() as came:
             for step in self._loops(start, total):
                 logs = train_steps(batches, tf.constant(step - progress.step))
                 self._check_finite(logs, progress.step, step)
@@ -283,51 +282,3 @@ class Run:
         if not self.is_chief:
             return tf.summary.create_noop_writer()
         return tf.summary.create_file_writer(f"{self.model_dir}/{name}")
-
-
-class Progress:
-    """Prints a line and writes TensorBoard scalars after each compiled call."""
-
-    def __init__(self, step: int, total: int, batch_size: int, writer):
-        self.step, self._total, self._batch_size, self._writer = step, total, batch_size, writer
-        self._time = time.monotonic()
-
-    def report(self, step: int, logs: dict) -> None:
-        """Reports the mean logs of the steps up to `step`."""
-        now = time.monotonic()
-        speed = (step - self.step) / max(now - self._time, 1e-9)
-        self.step, self._time = step, now
-        logs = {k: float(v) for k, v in logs.items()}
-        logs |= {"steps_per_second": speed, "images_per_second": speed * self._batch_size}
-        with self._writer.as_default(step):
-            for name, value in logs.items():
-                tf.summary.scalar(name, value)
-        self._writer.flush()
-        print(self._line(step, speed, logs), flush=True)
-
-    def _line(self, step: int, speed: float, logs: dict) -> str:
-        parts = " ".join(f"{k} {logs[k]:.3f}" for k in ("class", "box", "l2") if k in logs)
-        left = int((self._total - step) / speed)
-        return (
-            f"step {step}/{self._total}  loss {logs['total']:.3f} ({parts})  "
-            f"lr {logs['learning_rate']:.4f}  {logs['images_per_second']:.1f} images/s  "
-            f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
-        )
-
-
-class _sigterm:
-    """`with _sigterm() as stop`: stop is true once SIGTERM has come."""
-
-    def __enter__(self):
-        self._came = False
-        self._old = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._old)
-
-    def __bool__(self):
-        return self._came
-
-    def _note(self, *_):
-        self._came = True

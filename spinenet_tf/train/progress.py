@@ -1,0 +1,54 @@
+"""The progress line, its TensorBoard scalars, and the notice of a SIGTERM."""
+
+import signal
+import time
+
+import tensorflow as tf
+
+
+class Progress:
+    """Prints a line and writes TensorBoard scalars after each compiled call."""
+
+    def __init__(self, step: int, total: int, batch_size: int, writer):
+        self.step, self._total, self._batch_size, self._writer = step, total, batch_size, writer
+        self._time = time.monotonic()
+
+    def report(self, step: int, logs: dict) -> None:
+        """Reports the mean logs of the steps up to `step`."""
+        now = time.monotonic()
+        speed = (step - self.step) / max(now - self._time, 1e-9)
+        self.step, self._time = step, now
+        logs = {k: float(v) for k, v in logs.items()}
+        logs |= {"steps_per_second": speed, "images_per_second": speed * self._batch_size}
+        with self._writer.as_default(step):
+            for name, value in logs.items():
+                tf.summary.scalar(name, value)
+        self._writer.flush()
+        print(self._line(step, speed, logs), flush=True)
+
+    def _line(self, step: int, speed: float, logs: dict) -> str:
+        parts = " ".join(f"{k} {logs[k]:.3f}" for k in ("class", "box", "l2") if k in logs)
+        left = int((self._total - step) / speed)
+        return (
+            f"step {step}/{self._total}  loss {logs['total']:.3f} ({parts})  "
+            f"lr {logs['learning_rate']:.4f}  {logs['images_per_second']:.1f} images/s  "
+            f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        )
+
+
+class NoticeSigterm:
+    """`with NoticeSigterm() as came`: `came` is true once SIGTERM has come."""
+
+    def __enter__(self):
+        self._came = False
+        self._old = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self._old)
+
+    def __bool__(self):
+        return self._came
+
+    def _note(self, *_):
+        self._came = True
