@@ -7,6 +7,7 @@ from pathlib import Path
 import gin
 import keras
 import pytest
+from tensorflow.python.framework import config  # no public name to switch determinism off
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -21,7 +22,8 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _clean_state():
-    """No test sees another's gin bindings or dtype policy."""
+    """No test sees another's gin bindings, dtype policy or determinism."""
     yield
     gin.clear_config()
+    config.disable_op_determinism()
     keras.config.set_dtype_policy("float32")

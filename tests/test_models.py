@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from spinenet_tf import RetinaNet, SpineNet, specs
 from spinenet_tf.models.count import count
+from spinenet_tf.models.layers import StochasticDepth
 
 NODES = specs.wire(specs.SPINENET_49)
 RNG = np.random.default_rng(0)
@@ -165,9 +166,7 @@ def test_save_and_load(tiny, tmp_path):
 
 
 def test_stochastic_depth_rates_rise_linearly_over_the_blocks(tiny):
-    rates = {
-        layer.name: layer.rate for layer in tiny.layers if isinstance(layer, keras.layers.Dropout)
-    }
+    rates = {layer.name: layer.rate for layer in tiny.layers if isinstance(layer, StochasticDepth)}
     assert len(rates) == 15 * 2  # both repeats of the 15 permuted blocks, none in the stem
     assert rates["block2_0_drop"] == pytest.approx(0.2 / 15)
     assert rates["block16_1_drop"] == pytest.approx(0.2)

@@ -18,6 +18,7 @@ import tensorflow as tf
 import tiny
 
 from spinenet_tf.train.optimizer import Momentum, Schedule
+from spinenet_tf.train.trainer import Training
 
 
 @pytest.fixture(scope="module")
@@ -204,9 +205,13 @@ def test_gradient_clipping_bounds_the_update(records, tmp_path):
 def test_the_step_compiles_with_xla(records, tmp_path, capsys):
     from spinenet_tf import modes
 
-    tiny.bind(records, "Training.xla = True", "Training.steps = 2")
+    tiny.bind(
+        records, "Training.xla = True", "Training.steps = 2", "Training.deterministic = False"
+    )
     modes.train(str(tmp_path))
     assert "step 2/2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="xla and Training.deterministic exclude each other"):
+        Training(xla=True, deterministic=True)
 
 
 def test_fine_tuning_takes_all_weights_but_the_class_predictor(records, tmp_path, capsys):
@@ -271,7 +276,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from spinenet_tf.models.layers import StochasticDepth
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
-    layer = StochasticDepth(0.5, seed=1)
+    layer = StochasticDepth(0.5)
 drop = tf.function(lambda: strategy.run(lambda: layer(tf.ones([64, 1, 1, 1]), training=True)))
 rows = [r.numpy().ravel() for _ in range(2) for r in strategy.experimental_local_results(drop())]
 same = [(a == b).mean() for i, a in enumerate(rows) for b in rows[:i]]

@@ -145,12 +145,25 @@ class ReplicaSeeds(keras.random.SeedGenerator):
 
 
 @keras.saving.register_keras_serializable("spinenet_tf")
-class StochasticDepth(keras.layers.Dropout):
+class StochasticDepth(keras.layers.Layer):
     """Drops a whole residual branch of an image, and scales the kept ones by 1 / (1 - rate)."""
 
     def __init__(self, rate: float, **kwargs):
-        super().__init__(rate, **({"noise_shape": (None, 1, 1, 1)} | kwargs))
-        self.seed_generator = ReplicaSeeds(self.seed)
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed_generator = ReplicaSeeds()
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        luck = keras.random.uniform((ops.shape(x)[0], 1, 1, 1), seed=self.seed_generator)
+        return x * ops.cast(luck >= self.rate, x.dtype) / (1.0 - self.rate)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {"rate": self.rate}
 
 
 @keras.saving.register_keras_serializable("spinenet_tf")

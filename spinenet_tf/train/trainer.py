@@ -74,6 +74,10 @@ class Training:
     init_from: str = ""
     examples: int = 0
 
+    def __post_init__(self):
+        if self.xla and self.deterministic:  # XLA has no deterministic max-pool gradient
+            raise ValueError("Training.xla and Training.deterministic exclude each other")
+
     def set_up(self) -> None:
         """Sets precision, seed and determinism of the process. Call before a model is built."""
         keras.config.set_dtype_policy(self.precision)
