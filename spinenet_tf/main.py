@@ -42,10 +42,13 @@ def main(argv: list[str]) -> None:
 def _run(args) -> None:
     if args.mode != "profile" and not args.model_dir:
         raise ValueError(f"--mode={args.mode} needs --model_dir")
-    from spinenet_tf import modes  # after the flags are known to be right: TensorFlow takes seconds
+    import tensorflow as tf  # after the flags are known to be right: it takes seconds
+
+    from spinenet_tf import modes
 
     if args["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)
+        tf.get_logger().setLevel("WARNING")
     parse_gin(args.gin_file, args.gin_param, args.model_dir)
     match args.mode:
         case "train":
