@@ -175,7 +175,8 @@ class Run:
         for number, batch in enumerate(batches):
             detections = tuple(self._gather(part) for part in self._predict(batch))
             wanted = batch.keys() - ({"draws", "image"} if number else {"draws"})
-            labels = {name: self._gather(batch[name]) for name in wanted}
+            # Sorted: all workers must gather in one order, and a set has another in each process.
+            labels = {name: self._gather(batch[name]) for name in sorted(wanted)}
             metric.update(labels, detections)
             if not number:
                 look(labels, detections)
