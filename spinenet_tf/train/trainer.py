@@ -136,7 +136,7 @@ class Run:
     def train(
         self, data: Data, schedule: Schedule, after_loop: Callable[[int], None] = lambda step: None
     ) -> None:
-        """Trains to the end of the schedule, from the latest checkpoint.
+        """Trains from the step it is at (see `resume`) to the end of the schedule.
 
         Raises:
           FloatingPointError: the loss is not finite; names the steps.
@@ -144,7 +144,7 @@ class Run:
         """
         steps_per_epoch = (self.trainer.examples or data.num_examples()) / data.batch_size
         total = self.trainer.steps or math.ceil(schedule.epochs * steps_per_epoch)
-        start = self.resume()
+        start = int(self.step.numpy())
         train_steps = self._compile(
             lambda step: schedule.rate(
                 step, batch_size=data.batch_size, steps_per_epoch=steps_per_epoch
