@@ -184,7 +184,7 @@ def test_boxes_are_in_source_pixels_and_inside_the_image(sure):
 
 def test_loss_and_gradients_compile_with_xla():
     # Without stochastic depth: XLA draws other random numbers.
-    task, model = build("SpineNet.stochastic_depth = 0.0")
+    task, model = build("Style.stochastic_depth = 0.0")
     batch = batch_of([IMAGES["full"], EMPTY])
     state = [v.numpy() for v in model.variables]
     compiled = tf.function(lambda b: gradients(task, model, b), jit_compile=True, autograph=False)

@@ -6,18 +6,22 @@ import sys
 
 import pytest
 
-from spinenet_tf import specs
-from spinenet_tf.specs import Block
+from spinenet_tf import graphs, specs
+from spinenet_tf.graphs import SPINENET_49, Block
+
+
+def wire(rows, stem=SPINENET_49.stem):
+    return graphs.wire(graphs.Graph(stem, tuple(rows)))
 
 
 def test_spinenet_49_has_the_block_allocation_of_table_1():
-    levels = collections.Counter(row.level for row in specs.SPINENET_49)
+    levels = collections.Counter(row.level for row in SPINENET_49.blocks)
     assert levels == {2: 1, 3: 2, 4: 4, 5: 4, 6: 2, 7: 2}
-    assert [level for level, _ in specs.STEM_49] == [2, 2]
+    assert [level for level, _ in SPINENET_49.stem] == [2, 2]
 
 
 def test_wiring_of_spinenet_49():
-    nodes = specs.wire(specs.SPINENET_49)
+    nodes = graphs.wire(SPINENET_49)
     assert [n.index for n in nodes] == list(range(17))
     # Block 11 feeds nothing: output block 14 (P5) takes it in, as Figure 4(d) draws it.
     assert {n.index: n.adopted for n in nodes if n.adopted} == {14: (11,)}
@@ -26,18 +30,18 @@ def test_wiring_of_spinenet_49():
 
 
 def test_an_adopted_block_needs_the_same_channels():
-    rows = list(specs.SPINENET_49)
+    rows = list(SPINENET_49.blocks)
     rows[9] = rows[9]._replace(kind="residual")  # block 11: 256 channels, P5's block has 1024
     with pytest.raises(ValueError, match=r"blocks \[11\] feed no later block"):
-        specs.wire(rows)
+        wire(rows)
 
 
 def test_the_second_stem_block_may_go_unused_but_is_then_adopted_or_refused():
     rows = [Block(3, "bottleneck", (0, 0), True)]
     with pytest.raises(ValueError, match=r"blocks \[1\]"):
-        specs.wire(rows)
+        wire(rows)
     rows = [Block(2, "bottleneck", (0, 0), True)]
-    assert specs.wire(rows)[2].adopted == (1,)
+    assert wire(rows)[2].adopted == (1,)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +58,13 @@ def test_the_second_stem_block_may_go_unused_but_is_then_adopted_or_refused():
 )
 def test_bad_rows_are_named(row, message):
     with pytest.raises(ValueError, match=message):
-        specs.wire([row])
+        wire([row])
 
 
 def test_two_outputs_of_one_level_are_refused():
     row = (3, "bottleneck", (0, 1), True)
     with pytest.raises(ValueError, match="already is an output block at level 3"):
-        specs.wire([row, row])
+        wire([row, row])
 
 
 def test_widths_are_truncated_as_in_the_released_checkpoints():

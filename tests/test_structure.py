@@ -17,7 +17,7 @@ RECIPES = sorted((tiny.ROOT / "gin_configs").glob("table*/*.gin"))
 
 # A module may import from its own and from earlier groups.
 ORDER = [
-    {"specs", "ops", "draw"},
+    {"graphs", "specs", "ops", "draw"},
     {"models", "data"},
     {"tasks"},
     {"train"},
@@ -124,7 +124,7 @@ def test_a_recipe_says_what_its_header_and_name_say(path):
     assert (schedule.learning_rate, schedule.drops, schedule.warmup_epochs) == (0.28, (30, 10), 5)
     assert trainer.momentum == 0.9 and trainer.precision == "mixed_bfloat16" and trainer.clip == 0
     assert gin.query_parameter("Style.activation") == ("swish" if protocol == "c" else "relu")
-    assert gin.query_parameter("SpineNet.stochastic_depth") == (0.2 if protocol == "c" else 0.0)
+    assert gin.query_parameter("Style.stochastic_depth") == (0.2 if protocol == "c" else 0.0)
     widest = protocol == "c" and size in ("143", "190")
     assert task.scale == ((0.8, 1.2) if protocol == "a" else (0.1, 2.0) if widest else (0.5, 2.0))
     data = modes.scoped_data("train")

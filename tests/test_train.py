@@ -257,7 +257,7 @@ def test_two_mirrored_replicas_equal_one_device(records, tmp_path):
         recipe, out = tmp_path / f"{kind}.gin", tmp_path / f"{kind}.npz"
         lines = tiny.bindings(
             records, f"make_strategy.kind = '{kind}'", "Style.synchronized = True",
-            "SpineNet.stochastic_depth = 0.0", "Training.steps = 3", "Training.clip = 1.0",
+            "Style.stochastic_depth = 0.0", "Training.steps = 3", "Training.clip = 1.0",
         )  # fmt: skip
         recipe.write_text("\n".join(lines))
         argv = [sys.executable, "-c", MIRRORED_SCRIPT, recipe, tmp_path / kind, str(replicas), out]

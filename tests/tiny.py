@@ -17,7 +17,7 @@ BLOCKS = (
     " (6, 'residual', (3, 4), True), (7, 'residual', (4, 5), True)]"
 )
 BINDINGS = [
-    f"SpineNet.blocks = {BLOCKS}", "SpineNet.width = 0.125", "SpineNet.stochastic_depth = 0.2",
+    f"SpineNet.blocks = {BLOCKS}", "SpineNet.width = 0.125", "Style.stochastic_depth = 0.2",
     "RetinaNet.endpoints = 8", "RetinaNet.convs = 1", "RetinaNet.filters = 8",
     "Detection.num_classes = 7", "Detection.image_size = 64", "Detection.scale = (0.8, 1.2)",
     "Data.canvas = 64", "Data.max_boxes = 12", "Data.batch_size = 4", "Data.shuffle = 8",

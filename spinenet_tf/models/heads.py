@@ -6,7 +6,15 @@ from spinenet_tf.models.layers import Style
 
 
 def dense(
-    features: dict, outputs: int, *, convs: int, filters: int, bias: float, style: Style, name: str
+    features: dict,
+    outputs: int,
+    *,
+    convs: int,
+    filters: int,
+    bias: float,
+    style: Style,
+    name: str,
+    separable: bool = False,
 ) -> dict:
     """RetinaNet's class or box subnet: convolutions shared by all levels, batch norm per level.
 

@@ -7,8 +7,8 @@ import keras
 
 from spinenet_tf import specs
 from spinenet_tf.models import heads
+from spinenet_tf.models.backbones import backbone_of
 from spinenet_tf.models.layers import Style
-from spinenet_tf.models.spinenet import SpineNet
 
 PRIOR = 0.01  # foreground probability at the start of training, section 4.1 of the RetinaNet paper
 
@@ -33,7 +33,7 @@ def RetinaNet(  # noqa: N802
       num_classes: with the background, class 0, which is never predicted; COCO has 91.
       anchors_per_place: scales times aspect ratios.
       convs, filters, endpoints: override the size's subnets (see `specs.DenseHead`).
-      backbone: any model that returns a pyramid; by default `SpineNet(size)`.
+      backbone: any model that returns a pyramid; by default the size's.
       input_shape: (height, width, 3), None where dynamic; ignored with `backbone`.
       **style: fields of `Style`, for backbone and subnets.
 
@@ -47,10 +47,12 @@ def RetinaNet(  # noqa: N802
     """
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: it counts the background, so 2 at least")
-    head = _head(size, convs=convs, filters=filters, endpoints=endpoints)
+    head = specs.row(specs.RETINANET_HEADS, size, convs=convs, filters=filters, endpoints=endpoints)
     if backbone is None:
-        backbone = SpineNet(size, input_shape=input_shape, endpoints=head.endpoints, **style)
-    shared = dict(convs=head.convs, filters=head.filters, style=Style(**style))
+        backbone = backbone_of(size, input_shape=input_shape, endpoints=head.endpoints, **style)
+    shared = dict(
+        convs=head.convs, filters=head.filters, separable=head.separable, style=Style(**style)
+    )
     classes = heads.dense(
         backbone.output, anchors_per_place * num_classes,
         bias=-math.log((1 - PRIOR) / PRIOR), name="class", **shared,
@@ -58,10 +60,3 @@ def RetinaNet(  # noqa: N802
     boxes = heads.dense(backbone.output, anchors_per_place * 4, bias=0.0, name="box", **shared)
     outputs = {"class": classes, "box": boxes}
     return keras.Model(backbone.input, outputs, name=f"retinanet_{size.lower()}")
-
-
-def _head(size: str, **overrides) -> specs.DenseHead:
-    if size not in specs.RETINANET_HEADS:
-        raise ValueError(f"size={size!r} is not one of {sorted(specs.RETINANET_HEADS)}")
-    row = specs.RETINANET_HEADS[size]
-    return row._replace(**{k: v for k, v in overrides.items() if v is not None})

@@ -1,11 +1,12 @@
-"""SpineNet: one loop over the block table of `specs`."""
+"""SpineNet: one loop over the rows of its graph."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import gin
 import keras
 
-from spinenet_tf import specs
+from spinenet_tf import graphs, specs
 from spinenet_tf.models import layers
 from spinenet_tf.models.layers import Style
 
@@ -15,94 +16,105 @@ def SpineNet(  # noqa: N802 - a network's name, as in keras.applications
     size: str = "49",
     *,
     input_shape: tuple[int | None, int | None, int] = (None, None, 3),
-    blocks: Sequence[specs.Block] = specs.SPINENET_49,
+    blocks: Sequence[graphs.Block] | None = None,
+    stem: Sequence[tuple[int, str]] | None = None,
     endpoints: int | None = None,
     width: float | None = None,
     alpha: float | None = None,
     repeats: int | None = None,
-    stochastic_depth: float = 0.0,
     **style,
 ) -> keras.Model:
     """Builds a SpineNet backbone (section 3).
 
     Args:
-      size: a row of `specs.SIZES`: '49S', '49', '96', '143' or '190'.
+      size: a row of `specs.SIZES`: '49S', '49', '96', '143', '190', 'R0-SP53', ...
       input_shape: (height, width, 3); None where the size is only known at run time.
-      blocks: rows `(level, kind, parents, is_output)`; nodes 0 and 1 are the stem.
+      blocks: instead of the size's rows, `(level, kind, parents, is_output)`; the first nodes are
+        the stem's blocks.
+      stem: instead of the size's scale-decreased stem, `(level, kind)` of a chain of blocks.
       endpoints, width, alpha, repeats: override the size's scaling (see `specs.Scaling`).
-      stochastic_depth: drop rate of the last block; block i of n has rate * (i + 1) / n.
       **style: fields of `Style`: activation, momentum, epsilon, synchronized, weight_decay,
-        numerics.
+        numerics, stochastic_depth, dropblock_keep, dropblock_size.
 
     Returns:
       A functional model: images [b, h, w, 3] float, normalised -> {'P3': ..., 'P7': ...}, where
       P_l is [b, ceil(h / 2**l), ceil(w / 2**l), endpoints].
 
     Raises:
-      ValueError: unknown size, a bad block row (see `specs.wire`), or a rate outside [0, 1).
+      ValueError: unknown size, a bad block row (see `graphs.wire`), or style.
     """
-    scaling = _scaling(size, endpoints=endpoints, width=width, alpha=alpha, repeats=repeats)
-    if not 0 <= stochastic_depth < 1:
-        raise ValueError(f"stochastic_depth={stochastic_depth} is not in [0, 1)")
+    scaling = specs.row(
+        specs.SIZES, size, endpoints=endpoints, width=width, alpha=alpha, repeats=repeats
+    )
+    graph = graphs.override(scaling.graph, stem, blocks)
     style, image = Style(**style), keras.Input(input_shape, name="image")
-    nodes = specs.wire(blocks)
-    features = _stem(image, scaling, style)
-    for node in nodes[len(features) :]:
-        rate = stochastic_depth * (node.index - len(specs.STEM_49) + 1) / len(blocks)
-        features.append(_permuted_block(node, nodes, features, image, scaling, rate, style))
-    outputs = {
-        f"P{n.level}": style.conv_bn(features[n.index], scaling.endpoints, name=f"p{n.level}")
-        for n in sorted(nodes, key=lambda n: n.level)
-        if n.is_output
-    }
+
+    def stem_block(x, node, level):
+        plain = dataclasses.replace(style, dropblock_keep=1.0)
+        return _group(x, node, scaling, 0.0, plain, strides=2 ** (node.level - level))
+
+    def permuted_block(node, nodes, features, rate):
+        x = _fuse(node, nodes, features, image, scaling, style)
+        return _group(x, node, scaling, rate, style)
+
+    x = style.conv_bn(image, specs.STEM_FILTERS, 7, 2, name="stem")
+    x = layers.max_pool(x, 3, 2, "stem_pool")
+    features, nodes = build_nodes(x, 2, graph, style, stem_block, permuted_block)
+    outputs = pyramid(features, nodes, scaling.endpoints, style)
     return keras.Model(image, outputs, name=f"spinenet_{size.lower()}")
 
 
-def _scaling(size: str, **overrides) -> specs.Scaling:
-    if size not in specs.SIZES:
-        raise ValueError(f"size={size!r} is not one of {sorted(specs.SIZES)}")
-    return specs.SIZES[size]._replace(**{k: v for k, v in overrides.items() if v is not None})
+def build_nodes(
+    x, level: int, graph: graphs.Graph, style: Style, stem_block: Callable, block: Callable
+) -> tuple[list, tuple[graphs.Node, ...]]:
+    """The features of every node of a graph.
 
+    Args:
+      x: what the stem's first block sees, at `level`.
+      stem_block: (x, node, level of x) -> features.
+      block: (node, all nodes, features so far, its stochastic depth rate) -> features.
 
-def _stem(image, scaling: specs.Scaling, style: Style) -> list:
-    """The scale-decreased start: 7x7 convolution, max-pool, two L2 bottleneck groups."""
-    x = style.conv_bn(image, specs.STEM_FILTERS, 7, 2, name="stem")
-    x = layers.max_pool(x, 3, 2, "stem_pool")
-    features = []
-    for i, (level, kind) in enumerate(specs.STEM_49):
-        x = _group(x, level, kind, scaling, 0.0, style, f"block{i}")
+    Raises:
+      ValueError: a bad row.
+    """
+    nodes, features = graphs.wire(graph), []
+    for node in nodes[: len(graph.stem)]:
+        x, level = stem_block(x, node, level), node.level
         features.append(x)
-    return features
+    for i, node in enumerate(nodes[len(graph.stem) :]):
+        rate = style.depth_rate(i, len(graph.blocks))
+        features.append(block(node, nodes, features, rate))
+    return features, nodes
 
 
-def _permuted_block(node, nodes, features, image, scaling, rate, style):
-    """Resamples and sums the parents of a node, adds what it adopts, and applies its blocks."""
-    filters = specs.filters(node.level, scaling.width) * specs.EXPANSION[node.kind]
+def pyramid(features: list, nodes: Sequence[graphs.Node], endpoints: int, style: Style) -> dict:
+    """{'P3': [b, h, w, endpoints], ...}: a 1x1 convolution on every output block (section 3)."""
+    outputs = sorted((n for n in nodes if n.is_output), key=lambda n: n.level)
+    return {
+        f"P{n.level}": style.conv_bn(features[n.index], endpoints, name=f"p{n.level}")
+        for n in outputs
+    }
+
+
+def _fuse(node, nodes, features, image, scaling, style):
+    """Resamples and sums the parents of a node, and adds what it adopts."""
+    filters = specs.filters(node.level, scaling.width) * graphs.EXPANSION[node.kind]
     edges = []
     for i, parent in enumerate(nodes[p] for p in node.parents):
         squeeze = int(specs.filters(parent.level, scaling.width) * scaling.alpha)
-        edges.append(
-            layers.resample(
-                features[parent.index],
-                image,
-                (parent.level, node.level),
-                squeeze,
-                filters,
-                style=style,
-                name=f"block{node.index}_edge{i}",
-            )  # fmt: skip
-        )
-    edges += [features[i] for i in node.adopted]
-    x = keras.layers.Add(name=f"block{node.index}_fuse")(edges) if len(edges) > 1 else edges[0]
-    x = style.act(x, f"block{node.index}_in")
-    return _group(x, node.level, node.kind, scaling, rate, style, f"block{node.index}")
+        edge = layers.resample(
+            features[parent.index], image, (parent.level, node.level), squeeze, filters,
+            style=style, name=f"block{node.index}_edge{i}",
+        )  # fmt: skip
+        edges.append(edge)
+    return layers.fuse([*edges, *(features[i] for i in node.adopted)], style, f"block{node.index}")
 
 
-def _group(x, level, kind, scaling, rate, style, name):
+def _group(x, node, scaling, rate, style, strides=1):
     """A node's blocks in a row (Figure 6)."""
     for i in range(scaling.repeats):
         x = layers.block(
-            x, kind, specs.filters(level, scaling.width),
-            style=style, drop_path=rate, name=f"{name}_{i}",
+            x, node.kind, specs.filters(node.level, scaling.width), style=style, drop_path=rate,
+            strides=strides if i == 0 else 1, name=f"block{node.index}_{i}",
         )  # fmt: skip
     return x
