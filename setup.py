@@ -15,5 +15,7 @@ setup(
         "absl-py>=1.4",
         "numpy>=2",
         "pillow>=10",
+        "matplotlib>=3.8",
     ],
+    extras_require={"tfds": ["tensorflow-datasets>=4.9"]},
 )

@@ -30,6 +30,36 @@ def draw_boxes(
     return np.asarray(picture)
 
 
+def draw_masks(image: np.ndarray, masks: list[np.ndarray], classes, opacity: float = 0.5):
+    """Tints the pixels of masks in their classes' colours.
+
+    Args:
+      image: [h, w, 3] uint8.
+      masks: [h, w] each, 1 inside. classes: [n] int. The first mask ends on top.
+
+    Returns:
+      [h, w, 3] uint8.
+    """
+    picture = np.asarray(image, np.float32).copy()
+    for mask, label in reversed(list(zip(masks, classes, strict=True))):
+        inside = np.asarray(mask, bool)
+        colour = np.array(_colour(int(label)), np.float32)
+        picture[inside] += opacity * (colour - picture[inside])
+    return picture.round().astype(np.uint8)
+
+
+def draw_text(image: np.ndarray, lines: list[str]) -> np.ndarray:
+    """Writes lines into the top left corner of [h, w, 3] uint8; returns a copy."""
+    picture = Image.fromarray(np.asarray(image))
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(10, min(picture.size) // 20))
+    if lines:
+        box = pen.multiline_textbbox((4, 4), "\n".join(lines), font=font)
+        pen.rectangle([0, 0, box[2] + 4, box[3] + 4], fill="white")
+        pen.multiline_text((4, 4), "\n".join(lines), fill="black", font=font)
+    return np.asarray(picture)
+
+
 def _draw_one(pen: Any, size: tuple[int, int], box: list[float], text: str, colour) -> None:
     font = ImageFont.load_default(max(10, min(size) // 40))
     y0, x0, y1, x1 = box

@@ -15,15 +15,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import gin
 from absl import app, flags, logging
 
-MODES = ("train", "eval", "train_and_eval", "predict", "export", "profile")
+MODES = ("train", "eval", "train_and_eval", "predict", "export", "profile", "draw")
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train_and_eval", MODES, "what to do")
 flags.DEFINE_multi_string("gin_file", [], "recipe; several are read in order, later ones win")
 flags.DEFINE_multi_string("gin_param", [], "one binding, such as 'Schedule.epochs=12'")
 flags.DEFINE_string("model_dir", None, "folder of checkpoints, summaries and figures; gs:// works")
 flags.DEFINE_multi_string("images", [], "predict: image files or globs")
-flags.DEFINE_string("output", None, "predict, export: folder to write; by default in model_dir")
-flags.DEFINE_bool("json", False, "profile: print JSON")
+flags.DEFINE_string("output", None, "predict, export: folder; draw: PNG or SVG file; to write")
+flags.DEFINE_bool("json", False, "print JSON instead of text")
 
 
 def main(argv: list[str]) -> None:
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run(args) -> None:
-    if args.mode != "profile" and not args.model_dir:
+    if args.mode not in ("profile", "draw") and not args.model_dir:
         raise ValueError(f"--mode={args.mode} needs --model_dir")
     import tensorflow as tf  # after the flags are known to be right: it takes seconds
 
@@ -67,6 +67,8 @@ def _run(args) -> None:
             modes.export(args.model_dir, args.output or f"{args.model_dir}/saved_model")
         case "profile":
             modes.profile(args.json)
+        case "draw":
+            modes.draw(args.output or "graph.png")
 
 
 def parse_gin(files: list[str], params: list[str], model_dir: str | None) -> None:

@@ -1,6 +1,7 @@
 """What `main` can do, one function a mode; everything they need to know comes by gin."""
 
 import json
+import os
 import time
 from typing import Any
 
@@ -9,12 +10,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spinenet_tf import graphs, specs
 from spinenet_tf.data.pipeline import Data
-from spinenet_tf.draw import draw_boxes
+from spinenet_tf.draw_graph import draw_graph
 from spinenet_tf.export.predict import expand, predict_files
 from spinenet_tf.export.saved_model import export as export_model
 from spinenet_tf.models.count import count
+from spinenet_tf.tasks.classification import Classification  # noqa: F401 - for gin
 from spinenet_tf.tasks.detection import Detection
+from spinenet_tf.tasks.instances import InstanceSegmentation  # noqa: F401 - for gin
 from spinenet_tf.train import checkpoints
 from spinenet_tf.train.optimizer import Schedule
 from spinenet_tf.train.strategy import make_strategy
@@ -89,7 +93,7 @@ def profile(as_json: bool = False) -> dict:
     """Prints what the recipe's model costs for one image."""
     task = make_task()
     model = task.build()
-    counts = count(model)
+    counts = count(model, task.runs())
     figures = counts._asdict() | {
         "model": model.name,
         "input": list(model.inputs[0].shape[1:]),
@@ -98,6 +102,28 @@ def profile(as_json: bool = False) -> dict:
     }
     print(json.dumps(figures) if as_json else _profile_text(figures))
     return figures
+
+
+def draw(output: str) -> None:
+    """Draws the graph of the recipe's SpineNet as a PNG or SVG file.
+
+    Raises:
+      ValueError: the recipe's network is no SpineNet.
+    """
+    size = gin.get_bindings(make_task().network).get("size", "49")
+    sizes = specs.SIZES | specs.MOBILE_SIZES
+    if size not in sizes:
+        raise ValueError(f"{size} is no SpineNet: --mode=draw draws {sorted(sizes)}")
+    mobile = size in specs.MOBILE_SIZES
+    graph = graphs.SPINENET_MOBILE if mobile else sizes[size].graph
+    rows = gin.get_bindings("SpineNetMobile" if mobile else "SpineNet")
+    repeats = 1 if mobile else rows.get("repeats", sizes[size].repeats)
+    graph = graphs.override(graph, rows.get("stem"), rows.get("blocks"))
+    tf.io.gfile.makedirs(os.path.dirname(os.path.abspath(output)))
+    draw_graph(
+        graph, output, title=f"SpineNet-{size}" if size[0] in "1459" else size, repeats=repeats
+    )
+    print(f"{size}: {len(graph.blocks)} permuted blocks drawn in {output}")
 
 
 def _profile_text(figures: dict) -> str:
@@ -151,7 +177,7 @@ def _evaluate(run: Run, data: Data) -> dict:
 
     def look(batch, detections):
         shown = range(min(len(batch["id"]), 8))
-        pictures.extend(_picture(batch, detections, i, names) for i in shown)
+        pictures.extend(_picture(run.task, batch, detections, i, names) for i in shown)
 
     metric = run.evaluate(data, look)
     figures = metric.result()
@@ -174,12 +200,12 @@ def _report(run: Run, step: int, figures: dict, pictures: list, seconds: float) 
         tf.summary.flush()
 
 
-def _picture(batch: dict, detections: tuple, i: int, names: dict) -> np.ndarray:
-    boxes, scores, classes, _ = (part[i] for part in detections)
-    to_canvas = np.tile(batch["image_size"][i] / batch["source_size"][i], 2)
-    keep = scores >= 0.3
-    image = batch["image"][i].astype(np.uint8)
-    return draw_boxes(image, boxes[keep] * to_canvas, classes[keep], scores[keep], names)
+def _picture(task: Any, batch: dict, detections: tuple, i: int, names: dict) -> np.ndarray:
+    found = type(detections)(*(part[i] for part in detections))
+    if hasattr(found, "boxes"):
+        to_canvas = np.tile(batch["image_size"][i] / batch["source_size"][i], 2)
+        found = found._replace(boxes=found.boxes * to_canvas)
+    return task.draw(batch["image"][i].astype(np.uint8), found, names, 0.3)
 
 
 def _load(model_dir: str) -> tuple[Any, keras.Model, list[dict]]:

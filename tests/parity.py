@@ -132,3 +132,36 @@ def load_official(model, reader, nodes):
             variable.assign(reader.get_tensor(key))
             left.remove(key)
     assert not left
+
+
+def copy_rpn(ours, theirs, convs):
+    """Sets Model Garden's RPN head to ours."""
+    for i in range(convs):
+        _copy_conv(ours.get_layer(f"rpn_{i}"), theirs._convs[i])
+        for k, level in enumerate(range(3, 8)):
+            _copy_norm(ours.get_layer(f"rpn_{i}_p{level}_bn"), theirs._norms[k][i])
+    _copy_conv(ours.get_layer("rpn_score"), theirs._classifier)
+    _copy_conv(ours.get_layer("rpn_box"), theirs._box_regressor)
+
+
+def _copy_tower(ours, theirs, name):
+    for i, (conv, norm) in enumerate(zip(theirs._convs, theirs._conv_norms, strict=True)):
+        _copy_conv(ours.get_layer(f"{name}_{i}"), conv)
+        _copy_norm(ours.get_layer(f"{name}_{i}_bn"), norm)
+
+
+def copy_box_head(ours, theirs):
+    """Sets Model Garden's detection head to ours."""
+    _copy_tower(ours, theirs, "box_head")
+    _copy_conv(ours.get_layer("box_head_fc"), theirs._fcs[0])
+    _copy_norm(ours.get_layer("box_head_fc_bn"), theirs._fc_norms[0])
+    _copy_conv(ours.get_layer("box_head_class"), theirs._classifier)
+    _copy_conv(ours.get_layer("box_head_box"), theirs._box_regressor)
+
+
+def copy_mask_head(ours, theirs):
+    """Sets Model Garden's mask head to ours."""
+    _copy_tower(ours, theirs, "mask_head")
+    _copy_conv(ours.get_layer("mask_head_up"), theirs._deconv)
+    _copy_norm(ours.get_layer("mask_head_up_bn"), theirs._deconv_bn)
+    _copy_conv(ours.get_layer("mask_head_predict"), theirs._mask_regressor)

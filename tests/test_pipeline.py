@@ -178,6 +178,141 @@ def test_too_many_objects_are_cut_in_training_and_refused_in_evaluation(tmp_path
         take(pipeline.eval_batches(data(tmp_path, batch_size=1)), 1)
 
 
+def mask_instance(box, mask):
+    buffer = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8)).save(buffer, "PNG")
+    area = float(mask.sum())
+    return records.Instance(tuple(map(float, box)), 1, "1", False, area, buffer.getvalue())
+
+
+@pytest.fixture
+def mask_shards(tmp_path):
+    """5 images of 60 x 80; image i has i full objects: 10 x 5 boxes, their left half covered."""
+    examples = []
+    for i in range(5):
+        objects = []
+        for k in range(i):
+            mask = np.zeros([60, 80])
+            mask[4:24, 10 * k : 10 * k + 5] = 1
+            objects.append(mask_instance((10 * k, 4, 10, 20), mask))
+        examples.append(records.encode_example(png(60, 80)[0], 60, 80, "x.png", i, objects))
+    write(tmp_path / "set-00000-of-00001.tfrecord", examples)
+    return tmp_path
+
+
+def test_masks_come_with_their_boxes(mask_shards):
+    """The canvas is smaller than the image, and one image has more objects than rows."""
+    cut = data(mask_shards, batch_size=1, canvas=40, max_boxes=3, mask_size=10, shuffle=1)
+    spec = pipeline.train_batches(cut, labels="masks").element_spec
+    assert spec["masks"].shape == (1, 3, 10, 10) and spec["masks"].dtype == tf.uint8
+    rows = {int(b["id"][0]): b for b in take(pipeline.train_batches(cut, labels="masks"), 5)}
+    for i, row in rows.items():
+        assert row["masks"].shape == (1, 3, 10, 10)
+        count = min(i, 3)
+        assert (row["classes"][0] > 0).sum() == count
+        assert not row["masks"][0, count:].any()
+        if count > 1:  # the first object touches the image's edge
+            assert (row["masks"][0, 1:count, :, :5] == 255).all()
+            assert not row["masks"][0, 1:count, :, 5:].any()
+            np.testing.assert_allclose(row["boxes"][0, 1], [2, 5, 12, 10], atol=1e-4)
+
+
+def test_masks_of_padding_rows_are_blank_and_the_rest_is_as_without(mask_shards):
+    kwargs = dict(batch_size=3, max_boxes=5, mask_size=8)
+    with_masks = take(pipeline.eval_batches(data(mask_shards, **kwargs), labels="masks"), 2)
+    without = take(pipeline.eval_batches(data(mask_shards, **kwargs)), 2)
+    assert with_masks[1]["id"].tolist() == [3, 4, -1]
+    assert with_masks[1]["masks"][0, :3].any() and not with_masks[1]["masks"][2].any()
+    for a, b in zip(with_masks, without, strict=True):
+        assert a.keys() - b.keys() == {"masks"}
+        for key in b:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+@pytest.mark.parametrize("batches", [pipeline.train_batches, pipeline.eval_batches])
+def test_records_without_masks_are_named(shards, batches):
+    only = data(shards, batch_size=1, shuffle=1, max_boxes=5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image [0-9]+ has objects without ma"):
+        take(batches(only, labels="masks"), 23)
+
+
+def test_unknown_labels_are_refused(shards):
+    for batches in (pipeline.train_batches, pipeline.eval_batches):
+        with pytest.raises(ValueError, match="labels='mask' is not one of"):
+            batches(data(shards), labels="mask")
+
+
+@pytest.fixture
+def class_shards(tmp_path):
+    """23 images of 30 x 40 in 3 shards; image i is of class i % 5 + 1."""
+    for shard in range(3):
+        examples = [
+            records.encode_class_example(png(30, 40)[0], 30, 40, "x.png", i, i % 5 + 1, "x")
+            for i in range(shard, 23, 3)
+        ]
+        write(tmp_path / f"set-0000{shard}-of-00003.tfrecord", examples)
+    return tmp_path
+
+
+def test_the_batch_contract_of_classes(class_shards):
+    expected = {
+        "image": ((4, 24, 24, 3), "uint8"), "id": ((4,), "int64"), "label": ((4,), "int32"),
+        "draws": ((4, 4), "float32"),
+    }  # fmt: skip
+    for batches in (pipeline.train_batches, pipeline.eval_batches):
+        spec = batches(data(class_shards, canvas=24), labels="class").element_spec
+        assert {k: (tuple(v.shape), v.dtype.name) for k, v in spec.items()} == expected
+
+
+def test_evaluation_of_classes_sees_every_image_once(class_shards):
+    batches = take(pipeline.eval_batches(data(class_shards), labels="class"), 7)
+    assert sorted(ids(batches)) == [-1, *range(23)]
+    for batch in batches:
+        for number, label in zip(batch["id"], batch["label"], strict=True):
+            assert label == (number % 5 + 1 if number >= 0 else 0)
+    assert not batches[-1]["image"][-1].any()
+
+
+@pytest.mark.parametrize("step", [1, 6, 11])
+def test_classes_resume_exactly_with_the_same_views(class_shards, step):
+    expected = take(pipeline.train_batches(data(class_shards), labels="class"), step + 3)[step:]
+    actual = take(pipeline.train_batches(data(class_shards), labels="class", step=step), 3)
+    for a, b in zip(expected, actual, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_an_image_is_seen_differently_each_epoch(class_shards):
+    rows = take(pipeline.train_batches(data(class_shards, batch_size=1), labels="class"), 46)
+    views = {}
+    for row in rows:
+        views.setdefault(int(row["id"][0]), []).append(row["image"])
+    assert len(views) == 23
+    assert all((first != second).any() for first, second in views.values())
+
+
+def test_some_labels_of_classes(class_shards):
+    assert set(data(class_shards).some_labels()) == {1, 2, 3, 4, 5}
+
+
+def test_some_labels_of_objects(shards):
+    assert set(data(shards).some_labels()) == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"crop_area": (0.0, 1.0)}, {"crop_area": (0.5, 1.1)}, {"crop_area": (0.9, 0.8)},
+        {"crop_ratio": (0.0, 1.0)}, {"crop_ratio": (2.0, 1.0)},
+    ],
+)  # fmt: skip
+def test_crops_that_cannot_be_are_refused(bad):
+    (field,) = bad
+    with pytest.raises(ValueError, match=rf"Data.{field}=\({bad[field][0]}"):
+        Data(**bad)
+
+
 def test_missing_data_says_what_to_set(tmp_path):
     with pytest.raises(FileNotFoundError, match="train/Data.pattern"):
         Data().files()

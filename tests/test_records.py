@@ -7,7 +7,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from spinenet_tf.data.records import Instance, encode_example, parse_example
+from spinenet_tf.data.records import (
+    Instance,
+    encode_class_example,
+    encode_example,
+    parse_class_example,
+    parse_example,
+    parse_labels,
+)
 
 HEIGHT, WIDTH = 20, 40
 
@@ -120,3 +127,60 @@ def test_some_masks_missing_is_an_error():
 
 def test_same_input_same_bytes():
     assert example(instances(True)) == example(instances(True))
+
+
+def test_class_round_trip_has_the_fields_own_keys():
+    image = png(np.zeros([HEIGHT, WIDTH, 3], np.uint8))
+    record = encode_class_example(image, HEIGHT, WIDTH, "n01/a.png", 17, 1000, "tönch")
+    parsed = parse_class_example(record)
+    assert {k: (v.shape.rank, v.dtype.name) for k, v in parsed.items()} == {
+        "encoded": (0, "string"), "id": (0, "int64"), "label": (0, "int32"),
+    }  # fmt: skip
+    assert (parsed["encoded"].numpy(), int(parsed["id"]), int(parsed["label"])) == (image, 17, 1000)
+    features = tf.train.Example.FromString(record).features.feature
+    assert {key.removeprefix("image/") for key in features} == {
+        *("height", "width", "filename", "source_id", "key/sha256", "encoded", "format"),
+        *("class/label", "class/text"),
+    }
+    assert features["image/class/text"].bytes_list.value[0].decode() == "tönch"
+    assert record == encode_class_example(image, HEIGHT, WIDTH, "n01/a.png", 17, 1000, "tönch")
+
+
+IMAGENET_TO_GCS = {  # of tensorflow/tpu
+    "height": [HEIGHT], "width": [WIDTH], "colorspace": [b"RGB"], "channels": [3],
+    "class__label": [1000], "class__synset": [b"n15075141"], "format": [b"JPEG"],
+    "filename": [b"n15075141_1.JPEG"], "encoded": [b"x"],
+}  # fmt: skip
+
+
+def test_foreign_class_records():
+    parsed = parse_class_example(foreign(**IMAGENET_TO_GCS))
+    assert int(parsed["label"]) == 1000 and int(parsed["id"]) > 0
+    other = parse_class_example(foreign(**IMAGENET_TO_GCS | {"filename": [b"n15075141_2.JPEG"]}))
+    assert int(other["id"]) != int(parsed["id"])
+
+
+def test_model_garden_reads_our_class_records():
+    decoder = pytest.importorskip("official.vision.dataloaders.classification_input").Decoder
+    image = png(np.zeros([HEIGHT, WIDTH, 3], np.uint8))
+    record = encode_class_example(image, HEIGHT, WIDTH, "a.png", 17, 5, "x")
+    decoded = decoder("image/encoded", "image/class/label").decode(record)
+    assert decoded["image/encoded"].numpy() == image and int(decoded["image/class/label"]) == 5
+
+
+def test_labels_of_either_kind():
+    image = png(np.zeros([2, 2, 3], np.uint8))
+    assert parse_labels(example(instances())).numpy().tolist() == [3, 90]
+    of_class = encode_class_example(image, 2, 2, "a.png", 1, 7, "x")
+    assert parse_labels(of_class).numpy().tolist() == [7]
+    assert parse_labels(example([])).numpy().tolist() == []
+
+
+def test_a_class_record_needs_one_label_from_1():
+    with pytest.raises(ValueError, match="label=0 of a.png"):
+        encode_class_example(b"x", 2, 2, "a.png", 1, 0, "x")
+    for labels in ([], [1, 2]):
+        record = {k: v for k, v in IMAGENET_TO_GCS.items() if k != "class__label"}
+        record = foreign(**record | ({"class__label": labels} if labels else {}))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="image/class/label"):
+            parse_class_example(record)

@@ -8,7 +8,7 @@ from pathlib import Path
 import gin
 
 from spinenet_tf import modes  # noqa: F401 - registers all that gin binds
-from spinenet_tf.data import coco, synthetic
+from spinenet_tf.data import classes, coco, synthetic, synthetic_classes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +20,12 @@ BINDINGS = [
     f"SpineNet.blocks = {BLOCKS}", "SpineNet.width = 0.125", "Style.stochastic_depth = 0.2",
     "RetinaNet.endpoints = 8", "RetinaNet.convs = 1", "RetinaNet.filters = 8",
     "Detection.num_classes = 7", "Detection.image_size = 64", "Detection.scale = (0.8, 1.2)",
+    "MaskRCNN.endpoints = 8", "MaskRCNN.convs = 1", "MaskRCNN.filters = 8", "MaskRCNN.fc = 16",
+    "InstanceSegmentation.num_classes = 7", "InstanceSegmentation.image_size = 64",
+    "InstanceSegmentation.rpn_samples = 32", "InstanceSegmentation.proposals_before = 50",
+    "InstanceSegmentation.proposals_after = 20", "InstanceSegmentation.region_samples = 16",
+    "InstanceSegmentation.mask_samples = 4", "Data.mask_size = 28",
+    "Classification.image_size = 64", "Classification.num_classes = 21",
     "Data.canvas = 64", "Data.max_boxes = 12", "Data.batch_size = 4", "Data.shuffle = 8",
     "Schedule.batch_size = 4", "Schedule.learning_rate = 0.02", "Schedule.warmup_epochs = 0.5",
     "Training.precision = 'float32'", "Training.steps = 12", "Training.steps_per_loop = 2",
@@ -34,6 +40,15 @@ def make_records(folder: Path, images: int = 12) -> Path:
         str(folder / "images/train"), str(folder / "images/annotations/instances_train.json"),
         str(folder / "records/set"), num_shards=2, workers=1,
     )  # fmt: skip
+    return folder / "records"
+
+
+def make_class_records(folder: Path, images: int = 40) -> Path:
+    """Renders and converts `images` 64 px beetles of 20 classes; returns the shards' folder."""
+    path = synthetic_classes.write_classes(folder, num_images=images, image_size=64)
+    classes.convert(
+        str(folder), str(folder / "records/set"), annotations=str(path), num_shards=2, workers=1
+    )
     return folder / "records"
 
 

@@ -155,26 +155,47 @@ def _instance(annotation: dict, image: dict, settings: Settings) -> tuple[Instan
 
 def read_image(images_dir: str, image: dict) -> tuple[bytes, bool]:
     """The image's JPEG or PNG bytes, and whether they had to be made; Rejection if unusable."""
-    path = os.path.join(images_dir, str(image.get("file_name")))
+    encoded, picture = load_picture(images_dir, image.get("file_name"))
+    check_size(picture, image)
+    return storable(encoded, picture)
+
+
+def load_picture(images_dir: str, file_name: object) -> tuple[bytes, Image.Image]:
+    """An image file's bytes and what they decode to; Rejection if it is missing or broken."""
+    path = os.path.join(images_dir, str(file_name))
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             encoded = file.read()
     except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):
-        raise Rejection("file_name", image.get("file_name"), f"no image file {path}") from None
+        raise Rejection("file_name", file_name, f"no image file {path}") from None
     try:
         picture = Image.open(io.BytesIO(encoded))
         picture.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Rejection("file_name", image["file_name"], f"cannot be decoded: {error}") from None
+        raise Rejection("file_name", file_name, f"cannot be decoded: {error}") from None
+    return encoded, picture
+
+
+def check_size(picture: Image.Image, image: dict) -> None:
+    """Rejection if an image is not as large as its entry says, so that boxes would be off."""
     # The stored pixels, not turned by EXIF: COCO's boxes are in this frame, and so TF decodes it.
     stated = image.get("width"), image.get("height")
     if picture.size != stated:
         raise Rejection("width, height", stated, f"the image file is {picture.size}")
+
+
+def storable(encoded: bytes, picture: Image.Image) -> tuple[bytes, bool]:
+    """The file's bytes if every decoder reads them alike, else a JPEG; and whether it is one."""
     if (picture.format, picture.mode) in KEPT_FORMATS:
         return encoded, False
+    return to_jpeg(picture), True
+
+
+def to_jpeg(picture: Image.Image) -> bytes:
+    """Encodes a picture of any mode, in RGB."""
     jpeg = io.BytesIO()
     picture.convert("RGB").save(jpeg, "JPEG", quality=JPEG_QUALITY)
-    return jpeg.getvalue(), True
+    return jpeg.getvalue()
 
 
 def convert_image(settings: Settings, job: tuple[dict, list[dict]]) -> Converted:
@@ -199,8 +220,13 @@ def convert_image(settings: Settings, job: tuple[dict, list[dict]]) -> Converted
     return Converted(example, counts, rejected)
 
 
-def _load(path: str) -> tuple[dict, str]:
-    """The checked JSON and its sha256."""
+def load_annotations(path: str) -> tuple[dict, str]:
+    """The checked COCO-like JSON and its sha256.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not JSON, without one of the three lists, or with missing or duplicate ids.
+    """
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(f"{path}: no such file")
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -223,7 +249,12 @@ def _check_ids(path: str, field: str, entries: list[dict]) -> None:
         raise ValueError(f"{path}: duplicate or missing (None) 'id' in '{field}': {wrong[:10]}")
 
 
-def _label_map(categories: list[dict], contiguous: bool) -> dict[int, tuple[int, str]]:
+def label_map(categories: list[dict], contiguous: bool) -> dict[int, tuple[int, str]]:
+    """{category id: (label, name)}; labels are the ids, or with `contiguous` 1, 2, ... in order.
+
+    Raises:
+      ValueError: an id cannot be a label.
+    """
     names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
     if contiguous:
         return {key: (label, names[key]) for label, key in enumerate(sorted(names), 1)}
@@ -247,8 +278,12 @@ def _jobs(coco: dict, seed: int) -> tuple[list[tuple[dict, list[dict]]], list[di
         else:
             rejection = Rejection("image_id", image_id, "unknown image id")
             rejected.append(rejection.entry(image_id, annotation["id"]))
-    images = np.random.default_rng(seed).permutation(coco["images"])
-    return [(image, of_image[image["id"]]) for image in images.tolist()], rejected
+    return [(image, of_image[image["id"]]) for image in mixed(coco["images"], seed)], rejected
+
+
+def mixed(values: list, seed: int) -> list:
+    """The same values in an order that depends on the seed only."""
+    return [values[i] for i in np.random.default_rng(seed).permutation(len(values))]
 
 
 def convert(
@@ -272,10 +307,10 @@ def convert(
         raise ValueError(
             f"--output={output_prefix} would overwrite the annotations: choose another"
         )
-    coco, sha256 = _load(annotations)
+    coco, sha256 = load_annotations(annotations)
     if not tf.io.gfile.isdir(images_dir):
         raise FileNotFoundError(f"{images_dir}: no such folder")
-    labels = _label_map(coco["categories"], contiguous_labels)
+    labels = label_map(coco["categories"], contiguous_labels)
     jobs, rejected = _jobs(coco, seed)
     options = f"{VERSION} {sha256} {num_shards} {masks} {contiguous_labels} {seed}"
     fingerprint = hashlib.sha256(options.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The one tf.Example schema, written and read.
+"""The two tf.Example schemas, of objects and of classes, written and read.
 
 The keys are those of `create_coco_tf_record.py` of tensorflow/tpu and Model Garden, so their
 shards are read as they are and ours are read by their tools:
@@ -9,6 +9,12 @@ shards are read as they are and ours are read by their tools:
     image/object/class/text, image/object/mask (PNG of the whole image, 0 or 1)      bytes
     image/object/class/label (0 is background), image/object/is_crowd                int64
     image/object/area (pixels)                                                       float
+
+Classification records have those of `imagenet_to_gcs.py` of tensorflow/tpu, which Model Garden
+reads too: the first two lines and
+
+    image/class/label (from 1; 0 is background)                                      int64
+    image/class/text                                                                 bytes
 """
 
 import hashlib
@@ -92,28 +98,57 @@ def encode_example(
 ) -> bytes:
     """Serializes one image (JPEG or PNG bytes, kept as they are) and its objects."""
     features = _image_features(encoded, height, width, filename, image_id)
-    features |= _object_features(instances, height, width)
+    return _serialize(features | _object_features(instances, height, width))
+
+
+def encode_class_example(
+    encoded: bytes,
+    height: int,
+    width: int,
+    filename: str,
+    image_id: int | str,
+    label: int,
+    name: str,
+) -> bytes:
+    """Serializes one image (JPEG or PNG bytes, kept as they are) and its class.
+
+    Raises:
+      ValueError: the label is not from 1, since 0 is the background.
+    """
+    if label < 1:
+        raise ValueError(f"label={label} of {filename}: classes are numbered from 1")
+    features = _image_features(encoded, height, width, filename, image_id)
+    of_class = {"image/class/label": _ints([label]), "image/class/text": _bytes([name.encode()])}
+    return _serialize(features | of_class)
+
+
+def _serialize(features: dict[str, tf.train.Feature]) -> bytes:
     example = tf.train.Example(features=tf.train.Features(feature=features))
     return example.SerializeToString(deterministic=True)  # a map has no order of its own
 
 
-def _schema(masks: bool) -> dict:
-    def listed(dtype: tf.DType) -> tf.io.FixedLenSequenceFeature:
-        return tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
+IMAGE_SCHEMA = {
+    "image/encoded": tf.io.FixedLenFeature([], tf.string),
+    "image/height": tf.io.FixedLenFeature([], tf.int64, 0),
+    "image/width": tf.io.FixedLenFeature([], tf.int64, 0),
+    "image/source_id": tf.io.FixedLenFeature([], tf.string, ""),
+    "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
+}
 
-    schema = {
-        "image/encoded": tf.io.FixedLenFeature([], tf.string),
-        "image/height": tf.io.FixedLenFeature([], tf.int64, 0),
-        "image/width": tf.io.FixedLenFeature([], tf.int64, 0),
-        "image/source_id": tf.io.FixedLenFeature([], tf.string, ""),
-        "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
-        "image/object/class/label": listed(tf.int64),
-        "image/object/is_crowd": listed(tf.int64),
-        "image/object/area": listed(tf.float32),
+
+def _listed(dtype: tf.DType) -> tf.io.FixedLenSequenceFeature:
+    return tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
+
+
+def _schema(masks: bool) -> dict:
+    schema = IMAGE_SCHEMA | {
+        "image/object/class/label": _listed(tf.int64),
+        "image/object/is_crowd": _listed(tf.int64),
+        "image/object/area": _listed(tf.float32),
     }
-    schema |= {f"image/object/bbox/{side}": listed(tf.float32) for side in SIDES}
+    schema |= {f"image/object/bbox/{side}": _listed(tf.float32) for side in SIDES}
     if masks:
-        schema["image/object/mask"] = listed(tf.string)
+        schema["image/object/mask"] = _listed(tf.string)
     return schema
 
 
@@ -163,3 +198,30 @@ def parse_example(serialized: tf.Tensor, *, masks: bool = False) -> dict[str, tf
         empty = tf.fill(tf.shape(labels), "")
         example["masks"] = _or_default(parsed["image/object/mask"], empty)
     return example
+
+
+def parse_class_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Reads one serialized classification example, eagerly or inside `tf.data`.
+
+    Returns:
+      encoded: [] string, the JPEG or PNG bytes.
+      id: [] int64, as in `parse_example`.
+      label: [] int32.
+
+    Raises:
+      tf.errors.InvalidArgumentError: it has no `image/class/label`, or several.
+    """
+    label = {"image/class/label": tf.io.FixedLenFeature([], tf.int64)}
+    parsed = tf.io.parse_single_example(serialized, IMAGE_SCHEMA | label)
+    return {
+        "encoded": parsed["image/encoded"],
+        "id": _numeric_id(parsed["image/source_id"], parsed["image/filename"]),
+        "label": tf.cast(parsed["image/class/label"], tf.int32),
+    }
+
+
+def parse_labels(serialized: tf.Tensor) -> tf.Tensor:
+    """[n] int32: the labels of a record of either kind."""
+    keys = ("image/object/class/label", "image/class/label")
+    parsed = tf.io.parse_single_example(serialized, {key: _listed(tf.int64) for key in keys})
+    return tf.cast(tf.concat([parsed[key] for key in keys], 0), tf.int32)

@@ -10,8 +10,6 @@ import tensorflow as tf
 from PIL import Image
 
 from spinenet_tf.data import pipeline
-from spinenet_tf.draw import draw_boxes
-from spinenet_tf.ops.nms import Detections
 
 
 def expand(patterns: list[str]) -> list[str]:
@@ -62,11 +60,11 @@ def predict_files(
             bad.append(f"{path} is not a JPEG, PNG, GIF or BMP image")
             continue
         row = {k: v[None] for k, v in pipeline.place(image, canvas).items()}
-        found = Detections(*(part[0].numpy() for part in predict(row)))
-        results += _results(found, image_id, path, category_ids or {})
-        keep = found.scores >= min_score
-        shown = (found.boxes[keep], found.classes[keep], found.scores[keep])
-        _write_png(f"{output}/{stem}.png", draw_boxes(image.numpy(), *shown, names))
+        found = predict(row)
+        found = type(found)(*(part[0].numpy() for part in found))
+        rows = task.results(found, image_id, category_ids or {}, image.shape[:2])
+        results += [{"file_name": os.path.basename(path)} | result for result in rows]
+        _write_png(f"{output}/{stem}.png", task.draw(image.numpy(), found, names, min_score))
     return results, bad
 
 
@@ -79,20 +77,6 @@ def _identify(files: list[str]) -> list[tuple[int, str]]:
         return [(int(s), s) for s in stems]
     twice = {s for s in stems if stems.count(s) > 1}
     return [(i, f"{s}-{i}" if s in twice else s) for i, s in enumerate(stems)]
-
-
-def _results(found: Detections, image_id: int, path: str, ids: dict[int, int]) -> list[dict]:
-    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
-    return [
-        {
-            "image_id": image_id,
-            "file_name": os.path.basename(path),
-            "category_id": ids.get(label, label),
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "score": score,
-        }
-        for (y0, x0, y1, x1), score, label in list(rows)[: int(found.count)]
-    ]
 
 
 def _write_png(path: str, image: np.ndarray) -> None:

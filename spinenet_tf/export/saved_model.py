@@ -13,8 +13,9 @@ def export(task: Any, model: keras.Model, folder: str, *, canvas: int) -> None:
 
     `serving_default` and `image_bytes`: [b] string, encoded JPEG, PNG, GIF or BMP; `image_tensor`:
     [b, h, w, 3] uint8 RGB; `tf_example`: [b] string, serialized with image/encoded. Each returns
-    num_detections [b] int32, detection_boxes [b, k, 4] float32 (yxyx, source pixels),
-    detection_scores [b, k] float32 and detection_classes [b, k] int32, best first, padded with 0.
+    what `task.serve` says, for detection: num_detections [b] int32, detection_boxes [b, k, 4]
+    float32 (yxyx, source pixels), detection_scores [b, k] float32 and detection_classes [b, k]
+    int32, best first, padded with 0; and detection_masks [b, k, 28, 28] with Mask R-CNN.
 
     Args:
       canvas: as `Data.canvas` in training.
@@ -38,13 +39,7 @@ def _endpoints(task: Any, model: keras.Model, canvas: int) -> dict:
             "source_size": tf.TensorSpec([2], tf.int32),
         }
         batch = tf.map_fn(row, inputs, fn_output_signature=spec)
-        found = task.predict(model, batch, native=True)
-        return {
-            "num_detections": found.count,
-            "detection_boxes": found.boxes,
-            "detection_scores": found.scores,
-            "detection_classes": found.classes,
-        }
+        return task.serve(task.predict(model, batch, native=True))
 
     def from_example(value):
         return pipeline.decode_image(records.parse_example(value)["encoded"])

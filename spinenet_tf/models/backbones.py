@@ -3,9 +3,17 @@
 import keras
 
 from spinenet_tf import specs
+from spinenet_tf.models.fpn import ResNetFPN
+from spinenet_tf.models.mobile import SpineNetMobile
+from spinenet_tf.models.mobilenet import MobileNetLite
 from spinenet_tf.models.spinenet import SpineNet
 
-BUILDERS = ((specs.SIZES, SpineNet),)
+BUILDERS = (
+    (specs.SIZES, SpineNet),
+    (specs.MOBILE_SIZES, SpineNetMobile),
+    (specs.PYRAMIDS, ResNetFPN),
+    (specs.MOBILENETS, MobileNetLite),
+)
 
 
 def backbone_of(size: str, **kwargs) -> keras.Model:

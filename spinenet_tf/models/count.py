@@ -23,8 +23,11 @@ class Counts(NamedTuple):
     activations: int
 
 
-def count(model: keras.Model) -> Counts:
+def count(model: keras.Model, times: dict[str, int] | None = None) -> Counts:
     """Counts a functional model of static input size, one image.
+
+    Args:
+      times: how often an image runs a model nested in this one, by its name; once if not given.
 
     Raises:
       ValueError: the input size is dynamic.
@@ -32,9 +35,9 @@ def count(model: keras.Model) -> Counts:
     if None in model.inputs[0].shape[1:]:
         raise ValueError(f"{model.name}: counting needs a static size, not {model.inputs[0].shape}")
     multiply_adds = activations = 0
-    for layer, shape in _calls(model):
-        multiply_adds += _multiply_adds(layer, shape)
-        activations += math.prod(shape)
+    for layer, shape, runs in _calls(model, times or {}, 1):
+        multiply_adds += _multiply_adds(layer, shape) * runs
+        activations += math.prod(shape) * runs
     return Counts(
         parameters=_size(model.trainable_variables),
         moving_statistics=_size(model.non_trainable_variables),
@@ -43,18 +46,27 @@ def count(model: keras.Model) -> Counts:
     )
 
 
-def _calls(model: keras.Model):
-    """Every (layer, output shape without batch); a layer that five levels share comes 5 times."""
+def _calls(model: keras.Model, times: dict[str, int], runs: int):
+    """(layer, output shape without batch, runs); a layer that five levels share comes 5 times."""
     for node in (n for nodes in model._nodes_by_depth.values() for n in nodes):
+        if isinstance(node.operation, keras.Model):
+            yield from _calls(node.operation, times, runs * times.get(node.operation.name, 1))
+            continue
         for output in node.output_tensors:
-            yield node.operation, output.shape[1:]
+            yield node.operation, output.shape[1:], runs
 
 
 def _multiply_adds(layer: keras.Layer, shape: tuple[int, ...]) -> int:
     if isinstance(layer, keras.layers.BatchNormalization):
         return math.prod(shape)
+    if isinstance(layer, keras.layers.SeparableConv2D):  # stride 1: both parts see every place
+        kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
+        return math.prod(shape[:-1]) * sum(math.prod(kernel.shape) for kernel in kernels)
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         return math.prod(shape) * math.prod(layer.kernel_size)
+    if isinstance(layer, keras.layers.Conv2DTranspose):  # every input meets every kernel element
+        places = math.prod(shape[:-1]) // math.prod(layer.strides)
+        return places * math.prod(layer.kernel.shape)
     if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
         return math.prod(shape) * math.prod(layer.kernel.shape[:-1])
     return 0

@@ -22,16 +22,18 @@ def dense(
       features: {level: [b, h, w, c]}.
       outputs: channels of the prediction, anchors per place times values per anchor.
       bias: start of the prediction's bias.
+      separable: depthwise 3x3, then 1x1 with bias, instead of all 3x3 convolutions (Appendix A).
 
     Returns:
       {level: [b, h, w, outputs]}, float32 under mixed precision as well.
     """
+    make, spread, last = (_separable, None, 0.03) if separable else (_conv, 0.01, 1e-5)
     tower = [
-        _conv(style, filters, 0.01, name=f"{name}_{i}", bias_initializer="zeros")
+        make(style, filters, spread, name=f"{name}_{i}", bias_initializer="zeros")
         for i in range(convs)
     ]
-    predict = _conv(
-        style, outputs, 1e-5, name=f"{name}_predict",
+    predict = make(
+        style, outputs, last, name=f"{name}_predict",
         bias_initializer=keras.initializers.Constant(bias),
     )  # fmt: skip
     predictions = {}
@@ -46,3 +48,13 @@ def dense(
 def _conv(style: Style, filters: int, stddev: float, **kwargs) -> keras.layers.Conv2D:
     initializer = keras.initializers.RandomNormal(stddev=stddev)
     return style.conv_layer(filters, 3, padding="same", kernel_initializer=initializer, **kwargs)
+
+
+def _separable(style: Style, filters: int, stddev: float | None, **kwargs) -> keras.Layer:
+    """Towers start as the official code's (Glorot, no `stddev`), predictions as Model Garden's."""
+    parts = {}
+    for part in ("depthwise", "pointwise"):
+        normal = stddev and keras.initializers.RandomNormal(stddev=stddev)
+        parts[f"{part}_initializer"] = normal or "glorot_uniform"
+        parts[f"{part}_regularizer"] = style.decay()
+    return keras.layers.SeparableConv2D(filters, 3, padding="same", **parts, **kwargs)

@@ -109,6 +109,11 @@ class Style:
         return DropBlock(1 - self.dropblock_keep, self.dropblock_size, name=name)(x)
 
 
+def float32(x):
+    """Predictions leave the model in float32, under mixed precision as well."""
+    return keras.layers.Activation("linear", dtype="float32")(x)
+
+
 def max_pool(x, size: int, strides: int, name: str):
     """SAME max-pooling of [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), c]."""
     return keras.layers.MaxPooling2D(size, strides, padding="same", name=name)(x)

@@ -26,7 +26,13 @@ class Detections(NamedTuple):
 def native_nms(boxes, scores, *, limit: int, iou_threshold: float, score_threshold: float):
     """As `static_nms`, through `tf.image.combined_non_max_suppression`: CPU only, no XLA."""
     found = tf.image.combined_non_max_suppression(
-        boxes[:, :, None], scores, limit, limit, iou_threshold, score_threshold, clip_boxes=False
+        boxes[:, :, None] if boxes.shape.rank == 3 else boxes,
+        scores,
+        limit,
+        limit,
+        iou_threshold,
+        score_threshold,
+        clip_boxes=False,
     )
     classes = tf.cast(found.nmsed_classes, tf.int32) + 1
     there = tf.range(limit)[None] < found.valid_detections[:, None]
@@ -43,7 +49,7 @@ def static_nms(boxes, scores, *, limit: int, iou_threshold: float, score_thresho
     no loop over classes and no top-k is needed: a round touches one class of each image.
 
     Args:
-      boxes: [b, a, 4] float32 yxyx, shared by the classes.
+      boxes: [b, a, 4] float32 yxyx, shared by the classes, or [b, a, k, 4], one for each.
       scores: [b, a, k] float32; column i is class i + 1 (the background is not there).
       limit: detections per image.
       iou_threshold: overlaps above it are struck out.
@@ -53,6 +59,8 @@ def static_nms(boxes, scores, *, limit: int, iou_threshold: float, score_thresho
       Detections. Of equal scores the lower class comes first, then the lower anchor.
     """
     by_class = tf.transpose(tf.where(scores > score_threshold, scores, 0.0), [0, 2, 1])  # [b, k, a]
+    shared = boxes.shape.rank == 3
+    boxes = boxes if shared else tf.transpose(boxes, [0, 2, 1, 3])  # [b, k, a, 4]
     batch = tf.shape(boxes)[0]
     state = (by_class, tf.reduce_max(by_class, -1), *_empty(batch, limit))
 
@@ -63,8 +71,9 @@ def static_nms(boxes, scores, *, limit: int, iou_threshold: float, score_thresho
         row = tf.gather_nd(left, where)  # [b, a]
         anchor = tf.argmax(row, -1, output_type=tf.int32)
         score = tf.gather(row, anchor, batch_dims=1)  # [b]
-        box = tf.gather(boxes, anchor, batch_dims=1)  # [b, 4]
-        overlap = box_ops.iou(box[:, None], boxes)[:, 0]  # [b, a]
+        of_class = boxes if shared else tf.gather_nd(boxes, where)  # [b, a, 4]
+        box = tf.gather(of_class, anchor, batch_dims=1)  # [b, 4]
+        overlap = box_ops.iou(box[:, None], of_class)[:, 0]  # [b, a]
         picked = tf.range(tf.shape(row)[1])[None] == anchor[:, None]
         row = tf.where((overlap > iou_threshold) | picked, 0.0, row)
         left = tf.tensor_scatter_nd_update(left, where, row)

@@ -3,12 +3,17 @@
 import contextlib
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from spinenet_tf.ops.masks import paste_mask
+from spinenet_tf.ops.nms import Detections
 
 # The order in which COCO (and the paper's Table 2) reports.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -46,6 +51,25 @@ def _load(truth: COCO, results: list[dict]) -> COCO:
     return found
 
 
+def coco_boxes(found: Detections, image_id: int, category_ids: dict[int, int]) -> list[dict]:
+    """COCO results of one image's detections (arrays without the batch axis).
+
+    Args:
+      category_ids: {label: category id}; a label that is not there is its own category id.
+    """
+    boxes = np.asarray(found.boxes)[: found.count].astype(float)
+    xywh = np.concatenate([boxes[:, 1::-1], (boxes[:, 2:] - boxes[:, :2])[:, ::-1]], 1)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids.get(int(label), int(label)),
+            "bbox": [round(v, 3) for v in box.tolist()],
+            "score": float(score),
+        }
+        for box, score, label in zip(xywh, found.scores, found.classes, strict=False)
+    ]
+
+
 class CocoMetric:
     """Collects batches and their detections; `result` gives the 12 figures.
 
@@ -75,7 +99,7 @@ class CocoMetric:
             height, width = map(int, batch["source_size"][i])
             self._images[image_id] = {"id": image_id, "height": height, "width": width}
             self._add_truth(image_id, {k: v[i] for k, v in batch.items()})
-            self.results += self._rows(image_id, *(part[i] for part in found))
+            self._add_found(image_id, [part[i] for part in found])
 
     def result(self) -> dict[str, float]:
         """The figures over all batches seen.
@@ -90,18 +114,8 @@ class CocoMetric:
         with tf.io.gfile.GFile(path, "w") as file:
             json.dump(self.results, file)
 
-    def _rows(self, image_id: int, boxes, scores, classes, count) -> list[dict]:
-        corners = boxes[:count].astype(float)
-        xywh = np.concatenate([corners[:, 1::-1], (corners[:, 2:] - corners[:, :2])[:, ::-1]], 1)
-        return [
-            {
-                "image_id": image_id,
-                "category_id": self._category(int(label)),
-                "bbox": [round(v, 3) for v in box.tolist()],
-                "score": float(score),
-            }
-            for box, score, label in zip(xywh, scores[:count], classes[:count], strict=True)
-        ]
+    def _add_found(self, image_id: int, found: list) -> None:
+        self.results += coco_boxes(Detections(*found), image_id, self._category_ids)
 
     def _add_truth(self, image_id: int, row: dict) -> None:
         scale = np.tile(row["source_size"] / row["image_size"], 2)
@@ -135,3 +149,56 @@ class CocoMetric:
             "annotations": self._truth,
             "categories": [{"id": i, "name": str(i)} for i in sorted(ids)],
         }
+
+
+class MaskMetric(CocoMetric):
+    """As `CocoMetric`, and the 12 figures of masks, whose names start with `mask_`."""
+
+    def __init__(
+        self, categories: list[dict] = (), annotations: str = "", truth: Callable[[], dict] = dict
+    ):
+        """
+        Args:
+          categories, annotations: see `CocoMetric`.
+          truth: returns a COCO instances data set with masks; asked where `annotations` is ''.
+        """
+        super().__init__(categories, annotations)
+        self._masks_truth = truth
+        self.mask_results: list[dict] = []
+
+    def result(self) -> dict[str, float]:
+        """Box and mask figures over all batches seen."""
+        truth = self._ground_truth() if self._annotations else self._masks_truth()
+        masks = evaluate(truth, self.mask_results, "segm")
+        return evaluate(truth, self.results) | {f"mask_{k}": v for k, v in masks.items()}
+
+    def write(self, path: str) -> None:
+        """Writes the box results, and the mask results beside them as `*_segm.json`."""
+        super().write(path)
+        with tf.io.gfile.GFile(f"{path.removesuffix('.json')}_segm.json", "w") as file:
+            json.dump(self.mask_results, file)
+
+    def _add_found(self, image_id: int, found: list) -> None:
+        *found, masks = found
+        super()._add_found(image_id, found)
+        size = (self._images[image_id][side] for side in ("height", "width"))
+        self.mask_results += coco_masks(
+            Detections(*found), masks, *size, image_id, self._category_ids
+        )
+
+
+def coco_masks(
+    found: Detections, masks, height: int, width: int, image_id: int, category_ids: dict[int, int]
+) -> list[dict]:
+    """COCO results with run lengths instead of boxes; see `coco_boxes`.
+
+    Args:
+      masks: [k, m, m] probabilities in the frames of the found boxes.
+    """
+    results = coco_boxes(found, image_id, category_ids)
+    for result, mask, box in zip(results, masks, found.boxes, strict=False):
+        del result["bbox"]
+        pasted = np.asfortranarray(paste_mask(mask, box, height, width))
+        rle = coco_mask.encode(pasted)
+        result["segmentation"] = {"size": [height, width], "counts": rle["counts"].decode()}
+    return results

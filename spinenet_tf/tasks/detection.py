@@ -5,13 +5,17 @@ from typing import ClassVar
 
 import gin
 import keras
+import numpy as np
 import tensorflow as tf
 
+from spinenet_tf.data.pipeline import Data
+from spinenet_tf.draw import draw_boxes
 from spinenet_tf.models.retinanet import RetinaNet
 from spinenet_tf.ops import augment, losses, matching, nms
 from spinenet_tf.ops import boxes as box_ops
 from spinenet_tf.ops.anchors import Anchors
-from spinenet_tf.tasks.coco import CocoMetric
+from spinenet_tf.tasks import common
+from spinenet_tf.tasks.coco import CocoMetric, coco_boxes
 
 
 @gin.configurable
@@ -45,6 +49,8 @@ class Detection:
     nms_threshold: float = 0.5
     max_detections: int = 100
 
+    network: ClassVar = "RetinaNet"  # the builder that gin binds
+    labels: ClassVar = ("boxes", "boxes")  # what to read in training and in evaluation
     log_names: ClassVar = ("class", "box", "l2", "total")
 
     def build(self) -> keras.Model:
@@ -58,14 +64,16 @@ class Detection:
             anchors_per_place=self.anchors.per_place,
             input_shape=(self.image_size, self.image_size, 3),
         )
-        missing = {f"P{level}" for level in self.anchors.levels} ^ set(model.output["class"])
-        if missing:
-            raise ValueError(f"backbone and Anchors.levels do not agree on {sorted(missing)}")
+        common.check_levels(self.anchors, model.output["class"])
         return model
 
-    def metric(self, **kwargs) -> CocoMetric:
-        """An empty COCO box metric; see `CocoMetric`."""
-        return CocoMetric(**kwargs)
+    def runs(self) -> dict[str, int]:
+        """How often an image runs nested models: there are none."""
+        return {}
+
+    def metric(self, data: Data) -> CocoMetric:
+        """An empty COCO box metric for a data set."""
+        return CocoMetric(data.categories(), data.annotations)
 
     def loss(self, model: keras.Model, batch: dict, *, training: bool):
         """The loss of one replica's part of the batch.
@@ -76,27 +84,22 @@ class Detection:
         Returns:
           (total, {'class', 'box', 'l2', 'total'}), float32 scalars.
         """
-        view = self._view(batch, training)
-        images = augment.view_images(batch["image"], batch["image_size"], view, self.image_size)
+        augmentation = dict(scale=self.scale, flip=self.flip) if training else {}
+        images, view = common.look(batch, self.image_size, **augmentation)
         class_logits, box_outputs = self.flatten(model(images, training=training))
         targets = self.targets(batch, view)
-        replica = tf.distribute.get_replica_context()
         positives = tf.reduce_sum(tf.cast(targets.positive, tf.float32))
-        positives = replica.all_reduce(tf.distribute.ReduceOp.SUM, positives)
+        positives = common.over_replicas(positives)
         parts = self.losses(class_logits, box_outputs, targets)
         parts = {name: part / (positives + 1.0) for name, part in parts.items()}
-        decay = tf.add_n(model.losses) if model.losses else tf.constant(0.0)
-        parts["l2"] = decay / replica.num_replicas_in_sync
+        parts["l2"] = common.weight_decay(model)
         total = parts["class"] + self.box_weight * parts["box"] + parts["l2"]
         return total, parts | {"total": total}
 
     def targets(self, batch: dict, view: augment.View) -> matching.Targets:
         """Anchor targets of the batch seen in `view`, without crowds and boxes cropped away."""
-        size = self.image_size
-        boxes = augment.view_boxes(batch["boxes"], batch["image_size"], view)
-        boxes = tf.clip_by_value(boxes, 0.0, float(size))
-        valid = (batch["classes"] > 0) & ~batch["crowd"] & (box_ops.area(boxes) > 0)
-        anchors = tf.constant(self.anchors.boxes((size, size)))
+        boxes, _, valid = common.seen_objects(batch, view, self.image_size)
+        anchors = tf.constant(self.anchors.boxes((self.image_size, self.image_size)))
         return matching.anchor_targets(
             anchors, boxes, batch["classes"], valid, self.match_threshold
         )
@@ -117,11 +120,9 @@ class Detection:
           batch: needs image, image_size and source_size.
           native: suppress with TensorFlow's CPU kernel instead of XLA-compilable code.
         """
-        view = augment.fit_view(batch["image_size"], self.image_size)
-        images = augment.view_images(batch["image"], batch["image_size"], view, self.image_size)
+        images, view = common.look(batch, self.image_size)
         found = self.detect(model(images, training=False), view.scaled, native=native)
-        to_source = tf.cast(batch["source_size"], tf.float32) / view.scaled
-        return found._replace(boxes=found.boxes * tf.tile(to_source, [1, 2])[:, None])
+        return found._replace(boxes=common.to_source(found.boxes, batch, view))
 
     def detect(self, outputs: dict, sizes: tf.Tensor, *, native: bool = False) -> nms.Detections:
         """Raw outputs -> detections clipped to images of [b, 2] `sizes` in the network's input."""
@@ -140,18 +141,24 @@ class Detection:
     def flatten(self, outputs: dict) -> tuple[tf.Tensor, tf.Tensor]:
         """{'class': {level: map}, 'box': ...} -> [b, a, classes] and [b, a, 4] in anchor order."""
         widths = {"class": self.num_classes, "box": 4}
-        return tuple(self._flatten(outputs[name], last) for name, last in widths.items())
+        return tuple(tf.concat(common.flatten(outputs[k], n), 1) for k, n in widths.items())
 
-    def _flatten(self, maps: dict, last: int) -> tf.Tensor:
-        levels = ((maps[f"P{level}"], self._places(level)) for level in self.anchors.levels)
-        return tf.concat([tf.reshape(x, [-1, places, last]) for x, places in levels], 1)
+    def serve(self, found: nms.Detections) -> dict[str, tf.Tensor]:
+        """What a SavedModel returns: the detections under the names of the field."""
+        return {
+            "num_detections": found.count,
+            "detection_boxes": found.boxes,
+            "detection_scores": found.scores,
+            "detection_classes": found.classes,
+        }
 
-    def _places(self, level: int) -> int:
-        return (-(-self.image_size // 2**level)) ** 2 * self.anchors.per_place
+    def results(
+        self, found: nms.Detections, image_id: int, category_ids: dict, size: tuple[int, int]
+    ) -> list[dict]:
+        """COCO results of one image's detections (arrays without the batch axis)."""
+        return coco_boxes(found, image_id, category_ids)
 
-    def _view(self, batch: dict, training: bool) -> augment.View:
-        if not training:
-            return augment.fit_view(batch["image_size"], self.image_size)
-        return augment.random_view(
-            batch["image_size"], self.image_size, self.scale, self.flip, batch["draws"]
-        )
+    def draw(self, image: np.ndarray, found: nms.Detections, names: dict, min_score: float):
+        """One image [h, w, 3] uint8 with its detections from `min_score` on."""
+        keep = found.scores >= min_score
+        return draw_boxes(image, found.boxes[keep], found.classes[keep], found.scores[keep], names)

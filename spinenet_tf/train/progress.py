@@ -9,8 +9,9 @@ import tensorflow as tf
 class Progress:
     """Prints a line and writes TensorBoard scalars after each compiled call."""
 
-    def __init__(self, step: int, total: int, batch_size: int, writer):
+    def __init__(self, step: int, total: int, batch_size: int, log_names: tuple, writer):
         self.step, self._total, self._batch_size, self._writer = step, total, batch_size, writer
+        self._parts = [name for name in log_names if name != "total"]
         self._time = time.monotonic()
 
     def report(self, step: int, logs: dict) -> None:
@@ -27,7 +28,7 @@ class Progress:
         print(self._line(step, speed, logs), flush=True)
 
     def _line(self, step: int, speed: float, logs: dict) -> str:
-        parts = " ".join(f"{k} {logs[k]:.3f}" for k in ("class", "box", "l2") if k in logs)
+        parts = " ".join(f"{k} {logs[k]:.3f}" for k in self._parts)
         left = int((self._total - step) / speed)
         return (
             f"step {step}/{self._total}  loss {logs['total']:.3f} ({parts})  "

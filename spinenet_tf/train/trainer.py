@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
+from spinenet_tf.models.layers import training_progress
 from spinenet_tf.train import checkpoints
 from spinenet_tf.train.optimizer import Momentum, Schedule
 from spinenet_tf.train.progress import NoticeSigterm, Progress
@@ -23,6 +24,8 @@ PREEMPTED = 143  # exit status after SIGTERM: 128 + 15, so that a supervisor sta
 class Task(Protocol):
     """What the trainer asks of a task; see `tasks.detection.Detection`."""
 
+    network: str  # the gin name of its model's builder
+    labels: tuple[str, str]  # what `data.pipeline` reads in training and in evaluation
     log_names: tuple[str, ...]  # of the scalars that `loss` returns
 
     def build(self) -> keras.Model:
@@ -34,8 +37,17 @@ class Task(Protocol):
     def predict(self, model: keras.Model, batch: dict, *, native: bool) -> tuple:
         """What the metric judges; first axis the batch's."""
 
-    def metric(self, **kwargs) -> Any:
+    def metric(self, data: Data) -> Any:
         """An object with update(batch, predictions), result() and write(path)."""
+
+    def serve(self, found: tuple) -> dict[str, Any]:
+        """What a SavedModel returns of a prediction."""
+
+    def results(self, found: tuple, image_id: int, category_ids: dict, size: tuple) -> list[dict]:
+        """JSON rows of one image's prediction."""
+
+    def draw(self, image: Any, found: tuple, names: dict, min_score: float) -> Any:
+        """A picture of one image's prediction."""
 
 
 @gin.configurable
@@ -148,10 +160,16 @@ class Run:
         train_steps = self._compile(
             lambda step: schedule.rate(
                 step, batch_size=data.batch_size, steps_per_epoch=steps_per_epoch
-            )
+            ),
+            total,
         )
-        batches = iter(self._distribute(lambda **where: train_batches(data, step=start, **where)))
-        progress = Progress(start, total, data.batch_size, self.summary_writer("train"))
+        labels = self.task.labels[0]
+        batches = iter(
+            self._distribute(lambda **at: train_batches(data, labels=labels, step=start, **at))
+        )
+        progress = Progress(
+            start, total, data.batch_size, self.task.log_names, self.summary_writer("train")
+        )
         with NoticeSigterm() as came:
             for step in self._loops(start, total):
                 logs = train_steps(batches, tf.constant(step - progress.step))
@@ -170,10 +188,11 @@ class Run:
 
         `look` sees the first batch, images included, and its detections.
         """
-        metric = self.task.metric(categories=data.categories(), annotations=data.annotations)
-        batches = self._distribute(lambda **where: eval_batches(data, **where))
+        metric, kind = self.task.metric(data), self.task.labels[1]
+        batches = self._distribute(lambda **at: eval_batches(data, labels=kind, **at))
         for number, batch in enumerate(batches):
-            detections = tuple(self._gather(part) for part in self._predict(batch))
+            found = self._predict(batch)
+            detections = type(found)(*(self._gather(part) for part in found))
             wanted = batch.keys() - ({"draws", "image"} if number else {"draws"})
             # Sorted: all workers must gather in one order, and a set has another in each process.
             labels = {name: self._gather(batch[name]) for name in sorted(wanted)}
@@ -182,12 +201,13 @@ class Run:
                 look(labels, detections)
         return metric
 
-    def _compile(self, rate: Callable[[tf.Tensor], tf.Tensor]):
+    def _compile(self, rate: Callable[[tf.Tensor], tf.Tensor], total_steps: int):
         """Returns train_steps(iterator, n) -> mean logs of n steps."""
 
         @tf.function(jit_compile=self.trainer.xla, autograph=False)  # nothing to convert
         def replica_step(batch):
-            with tf.GradientTape() as tape:
+            progress = tf.cast(self.step, tf.float32) / total_steps
+            with tf.GradientTape() as tape, training_progress(progress):
                 total, logs = self.task.loss(self.model, batch, training=True)
             variables = [v.value for v in self.model.trainable_variables]
             gradients = tape.gradient(total, variables)
@@ -225,7 +245,7 @@ class Run:
         native = not isinstance(self.strategy, tf.distribute.TPUStrategy)
 
         def replica_predict(batch):
-            return tuple(self.task.predict(self.model, batch, native=native))
+            return self.task.predict(self.model, batch, native=native)
 
         return tf.function(
             lambda batch: self.strategy.run(replica_predict, (batch,)), autograph=False

@@ -1,0 +1,61 @@
+"""ResNet, the baselines' backbone (arXiv 1512.03385; Tables 2, 5 and 6 of the SpineNet paper)."""
+
+import dataclasses
+
+import gin
+import keras
+
+from spinenet_tf import specs
+from spinenet_tf.models import layers
+from spinenet_tf.models.layers import Style
+
+DROPBLOCK_LEVELS = (4, 5)  # its authors leave the first two groups out (arXiv 1810.12890)
+
+
+@gin.configurable
+def ResNet(  # noqa: N802 - a network's name, as in keras.applications
+    size: str = "R50",
+    *,
+    input_shape: tuple[int | None, int | None, int] = (None, None, 3),
+    **style,
+) -> keras.Model:
+    """Builds a ResNet with the stride on the 3x3 convolution of a bottleneck.
+
+    The shortcut is projected where the width or the size changes (option B of the ResNet paper).
+    The official code also projects the first of ResNet-34's L2 blocks, 4,224 parameters more.
+    Stochastic depth rises from block to block; in the official code from level to level.
+
+    Args:
+      size: a row of `specs.RESNETS`: 'R34', 'R50', 'R101' or 'R152'.
+      input_shape: (height, width, 3); None where the size is only known at run time.
+      **style: fields of `Style`.
+
+    Returns:
+      A functional model: images [b, h, w, 3] float, normalised -> {'C2': ..., 'C5': ...}, where
+      C_l is [b, ceil(h / 2**l), ceil(w / 2**l), c], c from 256 to 2048, for R34 from 64 to 512.
+
+    Raises:
+      ValueError: unknown size or style.
+    """
+    stages = specs.row(specs.RESNETS, size)
+    style, image = Style(**style), keras.Input(input_shape, name="image")
+    x = style.conv_bn(image, specs.STEM_FILTERS, 7, 2, name="stem")
+    x = layers.max_pool(x, 3, 2, "stem_pool")
+    rates = [style.depth_rate(i, sum(stages.blocks)) for i in range(sum(stages.blocks))]
+    outputs = {}
+    for level, blocks in zip(specs.RESNET_WIDTHS, stages.blocks, strict=True):
+        x = _stage(x, level, stages.kind, rates[:blocks], style)
+        outputs[f"C{level}"], rates = x, rates[blocks:]
+    return keras.Model(image, outputs, name=f"resnet_{size.lower()}")
+
+
+def _stage(x, level: int, kind: str, rates: list[float], style: Style):
+    """The blocks of a level, one a rate; the first halves the features, but for L2."""
+    if level not in DROPBLOCK_LEVELS:
+        style = dataclasses.replace(style, dropblock_keep=1.0)
+    for i, rate in enumerate(rates):
+        x = layers.block(
+            x, kind, specs.RESNET_WIDTHS[level], style=style, drop_path=rate,
+            strides=2 if level > 2 and i == 0 else 1, name=f"l{level}_{i}",
+        )  # fmt: skip
+    return x

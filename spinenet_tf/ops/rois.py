@@ -1,0 +1,159 @@
+"""Regions of interest: proposals, sampling, RoIAlign. Static shapes, XLA-compilable.
+
+Boxes are float32 yxyx in pixels of the network's input.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from spinenet_tf.ops import boxes as box_ops
+
+CANONICAL_SIDE, CANONICAL_LEVEL = 224.0, 4  # a box of 224 px is read from P4 (FPN, eq. 1)
+
+
+class Samples(NamedTuple):
+    """Candidates chosen for a loss, positive ones first.
+
+    Attributes:
+      index: [b, k] int32 into the candidates.
+      positive: [b, k] bool.
+      used: [b, k] bool; the others fill up where there were too few candidates.
+    """
+
+    index: tf.Tensor
+    positive: tf.Tensor
+    used: tf.Tensor
+
+
+def luck(draws: tf.Tensor, n: int, salt: int) -> tf.Tensor:
+    """[b, n] float32 uniform in [0, 1), made from each image's [b, 4] draws and `salt` alone."""
+
+    def one_image(draw):
+        seed = tf.stack([tf.bitcast(draw, tf.int32), salt])
+        return tf.random.stateless_uniform([n], seed, alg="philox")  # one sequence everywhere
+
+    return tf.map_fn(one_image, draws[:, 0])
+
+
+def sample(
+    positive: tf.Tensor, negative: tf.Tensor, chance: tf.Tensor, size: int, max_positive: int
+) -> Samples:
+    """Picks `size` of [b, n] candidates at random, up to `max_positive` of them positive.
+
+    Args:
+      positive, negative: [b, n] bool, never both; candidates that are neither are not used.
+      chance: [b, n] in [0, 1): the highest win.
+    """
+    lucky = tf.where(positive, chance, -1.0)
+    last = tf.math.top_k(lucky, min(max_positive, lucky.shape[1])).values[:, -1:]
+    rank = tf.where(positive & (chance >= last), 2.0, tf.where(negative, 1.0, 0.0))
+    order, index = tf.math.top_k(rank + chance, min(size, lucky.shape[1]))
+    return Samples(index, order >= 2.0, order >= 1.0)
+
+
+def propose(
+    levels: list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]],
+    image_sizes: tf.Tensor,
+    *,
+    before: int,
+    after: int,
+    iou_threshold: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The best boxes of a region proposal network (Faster R-CNN section 3; per level as in FPN).
+
+    Args:
+      levels: for each, logits [b, a], box targets [b, a, 4] (see `boxes.encode`), anchors [a, 4].
+      image_sizes: [b, 2] height and width to which boxes are clipped.
+      before: candidates of each level that NMS sees.
+      after: boxes kept in all.
+
+    Returns:
+      [b, after, 4] boxes and [b, after] scores in 0..1, best first; score 0 is padding.
+    """
+    found = [_propose_level(*level, image_sizes, before, after, iou_threshold) for level in levels]
+    boxes, scores = (tf.concat(parts, 1) for parts in zip(*found, strict=True))
+    missing = max(after - scores.shape[1], 0)
+    boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
+    scores, index = tf.math.top_k(tf.pad(scores, [[0, 0], [0, missing]]), after)
+    return tf.gather(boxes, index, batch_dims=1), scores
+
+
+def _propose_level(logits, targets, anchors, image_sizes, before, after, iou_threshold):
+    logits, index = tf.math.top_k(logits, min(before, logits.shape[1]))
+    targets = tf.gather(targets, index, batch_dims=1)
+    boxes = box_ops.clip(box_ops.decode(targets, tf.gather(anchors, index)), image_sizes)
+    scores = tf.sigmoid(logits)
+    limit = min(after, scores.shape[1])
+    kept, count = tf.image.non_max_suppression_padded(
+        boxes, scores, limit, iou_threshold, pad_to_max_output_size=True, sorted_input=True,
+        canonicalized_coordinates=True,
+    )  # fmt: skip
+    boxes = tf.gather(boxes, kept, batch_dims=1)
+    there = (tf.range(limit)[None] < count[:, None]) & (box_ops.area(boxes) > 0)
+    return boxes, tf.where(there, tf.gather(scores, kept, batch_dims=1), 0.0)
+
+
+def pyramid_level(boxes: tf.Tensor, lowest: int, highest: int) -> tf.Tensor:
+    """[..., 4] boxes -> [...] int32: the level whose features describe them (FPN, eq. 1)."""
+    side = tf.sqrt(tf.maximum(box_ops.area(boxes), 1e-6))
+    octaves = tf.floor(tf.math.log(side / CANONICAL_SIDE) / tf.math.log(2.0))
+    return tf.clip_by_value(tf.cast(octaves, tf.int32) + CANONICAL_LEVEL, lowest, highest)
+
+
+def roi_align(features: dict, boxes: tf.Tensor, size: int) -> tf.Tensor:
+    """Features of boxes, each read from one level (Mask R-CNN section 3).
+
+    As in the official code, a cell is one bilinear sample at its centre, and row k of a feature map
+    lies at k strides (not k + 1/2).
+
+    Args:
+      features: {'P3': [b, h, w, c], ...}, levels without gaps, static sizes.
+      boxes: [b, n, 4].
+
+    Returns:
+      [b, n, size, size, c] in the type of the features.
+    """
+    levels = sorted(int(name[1:]) for name in features)
+    maps = [features[f"P{level}"] for level in levels]
+    level = pyramid_level(boxes, levels[0], levels[-1]) - levels[0]  # [b, n], from 0
+    stride = tf.gather([float(2**n) for n in levels], level)
+    heights, widths = ([m.shape[axis] for m in maps] for axis in (1, 2))
+    starts = [
+        sum(h * w for h, w in zip(heights[:i], widths, strict=False)) for i in range(len(maps))
+    ]
+    rows, row_weights = _taps(boxes[..., 0::2] / stride[..., None], tf.gather(heights, level), size)
+    columns, column_weights = _taps(
+        boxes[..., 1::2] / stride[..., None], tf.gather(widths, level), size
+    )
+    start, width = (tf.gather(n, level)[..., None, None] for n in (starts, widths))
+    index = start + rows[..., :, None] * width + columns[..., None, :]  # [b, n, 2 size, 2 size]
+    batch, channels = tf.shape(boxes)[0], maps[0].shape[-1]
+    flat = tf.concat([tf.reshape(m, [batch, -1, channels]) for m in maps], 1)
+    corners = tf.gather(flat, index, batch_dims=1)  # [b, n, 2 size, 2 size, c]
+    weights = tf.cast(row_weights[..., :, None] * column_weights[..., None, :], corners.dtype)
+    corners = tf.reshape(
+        corners * weights[..., None], [batch, boxes.shape[1], size, 2, size, 2, channels]
+    )
+    return tf.reduce_sum(corners, [3, 5])
+
+
+def _taps(span: tf.Tensor, sides: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Bilinear taps of `size` cell centres along one axis.
+
+    Args:
+      span: [b, n, 2] start and end of the boxes, in places of their feature map.
+      sides: [b, n] int32 places that the map has.
+
+    Returns:
+      [b, n, 2 size] int32 places, two a cell, and [b, n, 2 size] float32 weights.
+    """
+    cells = (tf.range(size, dtype=tf.float32) + 0.5) / size
+    at = span[..., :1] + cells * (span[..., 1:] - span[..., :1])  # [b, n, size]
+    last = tf.cast(sides, tf.float32)[..., None] - 1.0
+    at = tf.clip_by_value(at, 0.0, last)
+    low = tf.floor(at)
+    places = tf.stack([low, tf.minimum(low + 1.0, last)], -1)
+    weights = tf.stack([1.0 - (at - low), at - low], -1)
+    shape = [tf.shape(span)[0], span.shape[1], 2 * size]
+    return tf.cast(tf.reshape(places, shape), tf.int32), tf.reshape(weights, shape)

@@ -1,0 +1,72 @@
+"""What the tasks share: how images are seen, sums over replicas, weight decay."""
+
+import keras
+import tensorflow as tf
+
+from spinenet_tf.ops import augment, boxes
+
+
+def look(
+    batch: dict, size: int, *, scale: tuple[float, float] | None = None, flip: bool = False
+) -> tuple[tf.Tensor, augment.View]:
+    """The network's input: images fitted to `size` pixels or, with `scale`, augmented at random.
+
+    Returns:
+      [b, size, size, 3] float32, normalised, and the view that made them.
+    """
+    if scale is None:
+        view = augment.fit_view(batch["image_size"], size)
+    else:
+        view = augment.random_view(batch["image_size"], size, scale, flip, batch["draws"])
+    return augment.view_images(batch["image"], batch["image_size"], view, size), view
+
+
+def seen_objects(batch: dict, view: augment.View, size: int):
+    """The objects of a batch as `view` shows them.
+
+    Returns:
+      [b, n, 4] boxes clipped to the input, [b, n, 4] whole boxes, and [b, n] bool: no padding, no
+      crowd, not cropped away.
+    """
+    whole = augment.view_boxes(batch["boxes"], batch["image_size"], view)
+    clipped = tf.clip_by_value(whole, 0.0, float(size))
+    valid = (batch["classes"] > 0) & ~batch["crowd"] & (boxes.area(clipped) > 0)
+    return clipped, whole, valid
+
+
+def to_source(found: tf.Tensor, batch: dict, view: augment.View) -> tf.Tensor:
+    """[b, n, 4] boxes of a fitted view -> pixels of the images in their files."""
+    ratio = tf.cast(batch["source_size"], tf.float32) / view.scaled
+    return found * tf.tile(ratio, [1, 2])[:, None]
+
+
+def flatten(maps: dict, values: int) -> list[tf.Tensor]:
+    """{'P3': [b, h, w, anchors * values], ...} -> per level [b, h * w * anchors, values]."""
+    flat = []
+    for name in sorted(maps):
+        _, height, width, channels = maps[name].shape
+        flat.append(tf.reshape(maps[name], [-1, height * width * channels // values, values]))
+    return flat
+
+
+def over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """The sum of a replica's value over all replicas."""
+    replica = tf.distribute.get_replica_context()
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def weight_decay(model: keras.Model) -> tf.Tensor:
+    """One replica's share of the model's regularisation loss."""
+    decay = tf.add_n(model.losses) if model.losses else tf.constant(0.0)
+    return decay / tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def check_levels(anchors, maps: dict) -> None:
+    """Compares the levels of anchors and of a built model's predictions.
+
+    Raises:
+      ValueError: they differ.
+    """
+    missing = {f"P{level}" for level in anchors.levels} ^ set(maps)
+    if missing:
+        raise ValueError(f"backbone and Anchors.levels do not agree on {sorted(missing)}")
