@@ -27,18 +27,24 @@ TOLERANCE = 0.01  # pixels, or of the score; batched and single images round dif
 
 
 def detections(outputs: dict, i: int) -> np.ndarray:
-    """Row i of a signature's outputs as [n, 5]: xywh and score."""
+    """Row i of a signature's outputs as [n, 5]: xywh and score; a classifier's as [n, 2]."""
+    if "classes" in outputs:
+        return np.stack([outputs["classes"][i], outputs["scores"][i]], 1).astype(float)
     count = int(outputs["num_detections"][i])
     y0, x0, y1, x1 = np.asarray(outputs["detection_boxes"][i][:count]).T
     return np.stack([x0, y0, x1 - x0, y1 - y0, outputs["detection_scores"][i][:count]], 1)
 
 
 def expected(path: str) -> dict[str, np.ndarray]:
-    """{file name: [n, 5]} of predict's results."""
+    """{file name: [n, 5]}, or [n, 2] of a classifier, of predict's results."""
     rows = defaultdict(list)
     with tf.io.gfile.GFile(path) as file:
         for result in json.load(file):
-            rows[result["file_name"]].append([*result["bbox"], result["score"]])
+            if "bbox" in result:
+                rows[result["file_name"]].append([*result["bbox"], result["score"]])
+            else:
+                pairs = zip(result["labels"], result["scores"], strict=True)
+                rows[result["file_name"]] += map(list, pairs)
     return {name: np.array(found) for name, found in rows.items()}
 
 

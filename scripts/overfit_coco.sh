@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
-# The real-data check of gin_configs/checks/overfit_coco.gin: learns 16 COCO images by heart.
-#   bash scripts/overfit_coco.sh COCO_FOLDER [OUTPUT]
+# The real-data checks of gin_configs/checks/overfit_*.gin: learns 16 COCO images by heart.
+#   bash scripts/overfit_coco.sh boxes|masks COCO_FOLDER [OUTPUT]
 # COCO_FOLDER holds train2017/ and annotations/instances_train2017.json.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n 2,4p "$0" >&2; exit 2; }
-coco="$(realpath "$1")"
-output="$(realpath -m "${2:-$(dirname "${BASH_SOURCE[0]}")/../runs/overfit_coco}")"
+case "${1:-}" in
+  boxes) task=Detection ;;
+  masks) task=InstanceSegmentation ;;
+  *) sed -n 2,4p "$0" >&2; exit 2 ;;
+esac
+[ $# -ge 2 ] || { sed -n 2,4p "$0" >&2; exit 2; }
+recipe="gin_configs/checks/overfit_$1.gin"
+coco="$(realpath "$2")"
+output="$(realpath -m "${3:-$(dirname "${BASH_SOURCE[0]}")/../runs/overfit_$1}")"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements.txt
 [ -f "$coco/annotations/instances_train2017.json" ] \
   || fail "$coco/annotations/instances_train2017.json is missing"
@@ -17,7 +23,7 @@ python scripts/make_coco_records.py --images="$coco/train2017" --annotations="$o
   --output="$output/records/train" --num_shards=1 --contiguous_labels
 classes="$(python -c "import json, sys; print(json.load(open(sys.argv[1]))['num_classes'])" \
   "$output/records/train.json")"
-python -m spinenet_tf.main --mode=train_and_eval --gin_file=gin_configs/checks/overfit_coco.gin \
-  --model_dir="$output/model" --gin_param="Detection.num_classes=$classes" \
+python -m spinenet_tf.main --mode=train_and_eval --gin_file="$recipe" \
+  --model_dir="$output/model" --gin_param="$task.num_classes=$classes" \
   --gin_param="Data.pattern='$output/records/train-*'" \
   --gin_param="eval/Data.annotations='$output/instances.json'"

@@ -81,13 +81,24 @@ def central_view(encoded: tf.Tensor, size: int) -> tf.Tensor:
 
     The usual evaluation crop: 224 pixels of an image whose short side is resized to 256.
     """
+    return _square(_decode_window(encoded, lambda *sides: _central_window(*sides, size)), size)
 
-    def window(height, width):
-        short = tf.cast(tf.minimum(height, width), tf.float32)
-        side = tf.maximum(tf.cast(size / (size + CROP_MARGIN) * short, tf.int32), 1)
-        return tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
 
-    return _square(_decode_window(encoded, window), size)
+def central_crop(image: tf.Tensor, size: int) -> tf.Tensor:
+    """As `central_view`, of a decoded [h, w, 3] uint8 image."""
+    window = _central_window(*tf.unstack(tf.shape(image)[:2]), size)
+    return _square(_cut(image, window), size)
+
+
+def _central_window(height: tf.Tensor, width: tf.Tensor, size: int) -> tf.Tensor:
+    short = tf.cast(tf.minimum(height, width), tf.float32)
+    side = tf.maximum(tf.cast(size / (size + CROP_MARGIN) * short, tf.int32), 1)
+    return tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
+
+
+def _cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+    y, x, height, width = tf.unstack(window)
+    return image[y : y + height, x : x + width]
 
 
 def _decode_window(
@@ -103,8 +114,7 @@ def _decode_window(
 
     def other():
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        y, x, height, width = tf.unstack(window(*tf.unstack(tf.shape(image)[:2])))
-        return image[y : y + height, x : x + width]
+        return _cut(image, window(*tf.unstack(tf.shape(image)[:2])))
 
     return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
 

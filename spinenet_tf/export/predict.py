@@ -59,7 +59,7 @@ def predict_files(
         except tf.errors.InvalidArgumentError:
             bad.append(f"{path} is not a JPEG, PNG, GIF or BMP image")
             continue
-        row = {k: v[None] for k, v in pipeline.place(image, canvas).items()}
+        row = {k: v[None] for k, v in task.row(image, canvas).items()}
         found = predict(row)
         found = type(found)(*(part[0].numpy() for part in found))
         rows = task.results(found, image_id, category_ids or {}, image.shape[:2])

@@ -31,13 +31,11 @@ def export(task: Any, model: keras.Model, folder: str, *, canvas: int) -> None:
 def _endpoints(task: Any, model: keras.Model, canvas: int) -> dict:
     def detect(inputs, to_image):
         def row(value):
-            return pipeline.place(to_image(value), canvas)
+            return task.row(to_image(value), canvas)
 
-        spec = {
-            "image": tf.TensorSpec([canvas, canvas, 3], tf.uint8),
-            "image_size": tf.TensorSpec([2], tf.int32),
-            "source_size": tf.TensorSpec([2], tf.int32),
-        }
+        # map_fn wants to know what a row looks like before it has seen one.
+        example = tf.function(lambda: task.row(tf.zeros([8, 8, 3], tf.uint8), canvas))
+        spec = example.get_concrete_function().structured_outputs
         batch = tf.map_fn(row, inputs, fn_output_signature=spec)
         return task.serve(task.predict(model, batch, native=True))
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spinenet_tf.data.images import central_crop
 from spinenet_tf.data.pipeline import Data
 from spinenet_tf.draw import draw_text
 from spinenet_tf.models.classifier import Classifier
@@ -104,15 +105,20 @@ class Classification:
         mean, stddev = (255.0 * tf.constant(c) for c in (augment.MEAN, augment.STDDEV))
         return (tf.cast(images, tf.float32) - mean) / stddev
 
+    def row(self, image: tf.Tensor, canvas: int) -> dict[str, tf.Tensor]:
+        """The row of a batch that `predict` needs, from one decoded [h, w, 3] uint8 image."""
+        return {"image": central_crop(image, self.image_size)}
+
     def serve(self, found: Guesses) -> dict[str, tf.Tensor]:
         """What a SavedModel returns."""
         return {"classes": found.classes, "scores": found.scores}
 
     def results(self, found: Guesses, image_id: int, category_ids: dict, size) -> list[dict]:
-        """One JSON row for an image: its five category ids and their scores."""
-        ids = [category_ids.get(int(label), int(label)) for label in found.classes]
+        """One JSON row for an image: its likeliest labels, their category ids and their scores."""
+        labels = [int(label) for label in found.classes]
+        ids = [category_ids.get(label, label) for label in labels]
         scores = [float(score) for score in found.scores]
-        return [{"image_id": image_id, "category_ids": ids, "scores": scores}]
+        return [{"image_id": image_id, "labels": labels, "category_ids": ids, "scores": scores}]
 
     def draw(self, image: np.ndarray, found: Guesses, names: dict, min_score: float) -> np.ndarray:
         """One image [h, w, 3] uint8 with the names and scores of its likely guesses."""

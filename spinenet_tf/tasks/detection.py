@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spinenet_tf.data.images import place
 from spinenet_tf.data.pipeline import Data
 from spinenet_tf.draw import draw_boxes
 from spinenet_tf.models.retinanet import RetinaNet
@@ -142,6 +143,10 @@ class Detection:
         """{'class': {level: map}, 'box': ...} -> [b, a, classes] and [b, a, 4] in anchor order."""
         widths = {"class": self.num_classes, "box": 4}
         return tuple(tf.concat(common.flatten(outputs[k], n), 1) for k, n in widths.items())
+
+    def row(self, image: tf.Tensor, canvas: int) -> dict[str, tf.Tensor]:
+        """The row of a batch that `predict` needs, from one decoded [h, w, 3] uint8 image."""
+        return place(image, canvas)
 
     def serve(self, found: nms.Detections) -> dict[str, tf.Tensor]:
         """What a SavedModel returns: the detections under the names of the field."""

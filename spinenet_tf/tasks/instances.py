@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spinenet_tf.data.images import place
 from spinenet_tf.data.pipeline import Data
 from spinenet_tf.data.truth import coco_truth
 from spinenet_tf.draw import draw_boxes, draw_masks
@@ -262,6 +263,10 @@ class InstanceSegmentation:
             iou_threshold=self.nms_threshold,
             score_threshold=self.score_threshold,
         )
+
+    def row(self, image: tf.Tensor, canvas: int) -> dict[str, tf.Tensor]:
+        """The row of a batch that `predict` needs, from one decoded [h, w, 3] uint8 image."""
+        return place(image, canvas)
 
     def serve(self, found: Instances) -> dict[str, tf.Tensor]:
         """What a SavedModel returns; detection_masks [b, k, 28, 28] fill their boxes."""

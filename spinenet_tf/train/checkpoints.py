@@ -8,6 +8,8 @@ import keras
 import tensorflow as tf
 
 SIDECAR = "model.json"
+# The layers whose shapes depend on the number of classes.
+PREDICTORS = ("class_predict/", "box_head_class/", "box_head_box/", "mask_head_predict/")
 
 
 def describe(task: Any, categories: list[dict]) -> dict:
@@ -112,7 +114,7 @@ def load_model(task: Any, model_dir: str) -> keras.Model:
 
 
 def initialize(model: keras.Model, task: Any, model_dir: str) -> None:
-    """Sets a model to the weights of another folder's; only its class predictor may differ.
+    """Sets a model to the weights of another folder's; only its predictions of classes may differ.
 
     Raises:
       FileNotFoundError: no checkpoint. ValueError: any other weight is missing or of another shape.
@@ -125,7 +127,7 @@ def initialize(model: keras.Model, task: Any, model_dir: str) -> None:
         value = weights.get(variable.path)
         if value is not None and value.shape == variable.shape:
             variable.assign(value)
-        elif variable.path.startswith("class_predict/"):
+        elif variable.path.startswith(PREDICTORS):
             kept.append(f"{variable.path} {variable.shape}")
         else:
             shape = tuple(variable.shape)

@@ -40,6 +40,9 @@ class Task(Protocol):
     def metric(self, data: Data) -> Any:
         """An object with update(batch, predictions), result() and write(path)."""
 
+    def row(self, image: Any, canvas: int) -> dict[str, Any]:
+        """The row of a batch that `predict` needs, from one decoded image."""
+
     def serve(self, found: tuple) -> dict[str, Any]:
         """What a SavedModel returns of a prediction."""
 
