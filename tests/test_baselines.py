@@ -8,7 +8,7 @@ import parity
 import pytest
 
 from spinenet_tf import RetinaNet, graphs, specs
-from spinenet_tf.models import fpn, heads, mobilenet
+from spinenet_tf.models import fpn, heads
 from spinenet_tf.models.count import count
 from spinenet_tf.models.fpn import ResNetFPN
 from spinenet_tf.models.layers import DropBlock, StochasticDepth, Style
@@ -293,7 +293,7 @@ def test_mobilenets_resemble_table_9(size, convs, paper, ours):
     assert costs[1] == pytest.approx(paper[1], rel=0.17)
 
 
-@pytest.mark.parametrize("size", list(mobilenet.SIZES))
+@pytest.mark.parametrize("size", list(specs.MOBILENETS))
 def test_mobilenets_of_any_static_size_and_dynamic_multiples_of_32(size):
     levels = range(3, 8) if "FPN" in size else range(4, 10)
     dynamic = MobileNetLite(size, endpoints=8)

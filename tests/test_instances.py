@@ -196,11 +196,23 @@ def test_static_native_and_xla_predictions_agree(records):
     def compiled(batch):
         return task.predict(model, batch)
 
-    for other in (task.predict(model, batch), compiled(batch)):
-        np.testing.assert_array_equal(other.count, native.count)
-        np.testing.assert_allclose(other.scores, native.scores, atol=1e-4)
-        np.testing.assert_allclose(other.boxes, native.boxes, atol=0.05)
-        np.testing.assert_allclose(other.masks, native.masks, atol=1e-3)
+    static = task.predict(model, batch)
+    np.testing.assert_array_equal(static.count, native.count)
+    np.testing.assert_allclose(static.scores, native.scores, atol=1e-5)
+    np.testing.assert_allclose(static.boxes, native.boxes, atol=1e-3)
+    np.testing.assert_allclose(static.masks, native.masks, atol=1e-4)
+    # XLA rounds otherwise: of random boxes, one at the very threshold may change sides.
+    for i, found in enumerate(zip(*map(np.asarray, compiled(batch)), strict=True)):
+        mine = [np.asarray(part)[i] for part in native]
+        same = [
+            np.abs(mine[0] - box).max(1) + 100 * np.abs(mine[1] - score) + (mine[2] != label) < 0.1
+            for box, score, label in zip(*found[:3], strict=True)
+            if score > 0
+        ]
+        assert np.mean([s.any() for s in same]) > 0.9
+        for k, s in enumerate(same):
+            if s.any():
+                np.testing.assert_allclose(found[4][k], mine[4][s.argmax()], atol=0.01)
     beyond = np.arange(100)[None] >= native.count.numpy()[:, None]
     assert not native.masks.numpy()[beyond].any()
 

@@ -35,7 +35,8 @@ def _endpoints(task: Any, model: keras.Model, canvas: int) -> dict:
 
         # map_fn wants to know what a row looks like before it has seen one.
         example = tf.function(lambda: task.row(tf.zeros([8, 8, 3], tf.uint8), canvas))
-        spec = example.get_concrete_function().structured_outputs
+        rows = example.get_concrete_function().structured_outputs
+        spec = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), rows)
         batch = tf.map_fn(row, inputs, fn_output_signature=spec)
         return task.serve(task.predict(model, batch, native=True))
 
