@@ -10,6 +10,12 @@ from spinenet_tf.models import layers
 from spinenet_tf.models.layers import DropBlock, training_progress
 
 ONES = np.ones((16, 20, 24, 8), "f4")
+MANY = np.ones((50, 20, 24, 16), "f4")  # 800 maps: the share's standard deviation is below 0.003
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    keras.utils.set_random_seed(1)
 
 
 def dropped(rate, size, x=ONES, progress=1.0):
@@ -31,8 +37,8 @@ def test_whole_squares_are_dropped_inside_the_map():
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_the_share_that_is_dropped_grows_with_training(size):
     for progress, expected in ((0.0, 0.0), (0.5, 0.05), (1.0, 0.1)):
-        share = dropped(0.1, size, progress=progress).mean()
-        assert share == pytest.approx(expected, abs=0.012)  # squares overlap, so a little less
+        share = dropped(0.1, size, MANY, progress).mean()
+        assert share == pytest.approx(expected, abs=0.015)  # squares overlap, so a little less
 
 
 def test_what_is_kept_is_scaled_so_that_the_mean_stays():
