@@ -77,7 +77,7 @@ def predict(model_dir: str, images: list[str], output: str) -> None:
     with tf.io.gfile.GFile(f"{output}/results.json", "w") as file:
         json.dump(results, file)
     done = len(files) - len(bad)
-    print(f"{done} pictures and results.json ({len(results)} detections) in {output}")
+    print(f"{done} pictures and results.json ({len(results)} results) in {output}")
     if bad:
         raise ValueError("\n".join(bad))
 
