@@ -16,4 +16,15 @@ __all__ = [
     "RetinaNet",
     "SpineNet",
     "SpineNetMobile",
+    "load_checkpoint",
+    "open_checkpoint",
 ]
+
+
+def __getattr__(name: str):
+    """Loading needs TensorFlow, which the models can do without."""
+    if name in ("load_checkpoint", "open_checkpoint"):
+        from spinenet_tf.checkpoints import load
+
+        return getattr(load, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

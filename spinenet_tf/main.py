@@ -15,14 +15,27 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import gin
 from absl import app, flags, logging
 
-MODES = ("train", "eval", "train_and_eval", "predict", "export", "profile", "draw")
+MODES = ("train", "eval", "train_and_eval", "predict", "export", "profile", "draw", "convert")
+SETTINGS = ("activation", "epsilon", "image_size")  # flags about foreign checkpoints
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train_and_eval", MODES, "what to do")
 flags.DEFINE_multi_string("gin_file", [], "recipe; several are read in order, later ones win")
 flags.DEFINE_multi_string("gin_param", [], "one binding, such as 'Schedule.epochs=12'")
 flags.DEFINE_string("model_dir", None, "folder of checkpoints, summaries and figures; gs:// works")
 flags.DEFINE_multi_string("images", [], "predict: image files or globs")
-flags.DEFINE_string("output", None, "predict, export: folder; draw: PNG or SVG file; to write")
+flags.DEFINE_string(
+    "output", None, "to write; predict, export: folder; draw: PNG or SVG; convert: folder or file"
+)
+flags.DEFINE_string(
+    "checkpoint", None, "convert, eval, predict, export: weights of the official code (TF1), of "
+    "Model Garden (TF2) or ours"
+)  # fmt: skip
+flags.DEFINE_string("init_checkpoint", None, "train: weights of any such kind to start from")
+flags.DEFINE_enum("format", "own", ("own", "official_tf1"), "convert: what to write")
+flags.DEFINE_bool("optimizer", False, "convert: the momentum too, so that training can go on")
+flags.DEFINE_string("activation", None, "of a foreign checkpoint's model, if the guess is wrong")
+flags.DEFINE_float("epsilon", None, "batch norm's, likewise")
+flags.DEFINE_integer("image_size", None, "side in pixels of the model's input, likewise")
 flags.DEFINE_bool("json", False, "print JSON instead of text")
 
 
@@ -40,8 +53,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run(args) -> None:
-    if args.mode not in ("profile", "draw") and not args.model_dir:
-        raise ValueError(f"--mode={args.mode} needs --model_dir")
+    _check(args)
     import tensorflow as tf  # after the flags are known to be right: it takes seconds
 
     from spinenet_tf import modes
@@ -49,7 +61,13 @@ def _run(args) -> None:
     if args["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)
         tf.get_logger().setLevel("WARNING")
-    parse_gin(args.gin_file, args.gin_param, args.model_dir)
+    settings = {name: args[name].value for name in SETTINGS}
+    if args.mode == "convert":
+        return modes.convert(args.checkpoint, args.output, args.format, args.optimizer, **settings)
+    if args.checkpoint:  # becomes a model folder, of which the rest of the mode is
+        modes.convert(args.checkpoint, args.model_dir, **settings)
+    start = [f"Training.init_from = {args.init_checkpoint!r}"] if args.init_checkpoint else []
+    parse_gin(args.gin_file, [*args.gin_param, *start], args.model_dir)
     match args.mode:
         case "train":
             modes.train(args.model_dir)
@@ -69,6 +87,30 @@ def _run(args) -> None:
             modes.profile(args.json)
         case "draw":
             modes.draw(args.output or "graph.png")
+
+
+def _check(args) -> None:
+    """Flags that do not go with the mode would silently do nothing.
+
+    Raises:
+      ValueError: says which.
+    """
+    mode = args.mode
+    if mode not in ("profile", "draw", "convert") and not args.model_dir:
+        raise ValueError(f"--mode={mode} needs --model_dir")
+    if mode == "convert" and not (args.checkpoint and args.output):
+        raise ValueError("--mode=convert needs --checkpoint and --output")
+    taken = {
+        "checkpoint": ("convert", "eval", "predict", "export"),
+        "init_checkpoint": ("train", "train_and_eval"),
+        "optimizer": ("convert",),
+    }
+    for flag, modes in taken.items():
+        if args[flag].value and mode not in modes:
+            raise ValueError(f"--{flag} does not go with --mode={mode}, but with {modes}")
+    given = [f"--{name}" for name in SETTINGS if args[name].value is not None]
+    if given and not args.checkpoint:
+        raise ValueError(f"{', '.join(given)}: only with --checkpoint; recipes have gin parameters")
 
 
 def parse_gin(files: list[str], params: list[str], model_dir: str | None) -> None:

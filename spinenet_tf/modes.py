@@ -11,15 +11,16 @@ import numpy as np
 import tensorflow as tf
 
 from spinenet_tf import graphs, specs
+from spinenet_tf.checkpoints import describe, folder, load
 from spinenet_tf.data.pipeline import Data
 from spinenet_tf.draw_graph import draw_graph
+from spinenet_tf.export.convert import convert as convert_to
 from spinenet_tf.export.predict import expand, predict_files
 from spinenet_tf.export.saved_model import export as export_model
 from spinenet_tf.models.count import count
 from spinenet_tf.tasks.classification import Classification  # noqa: F401 - for gin
 from spinenet_tf.tasks.detection import Detection
 from spinenet_tf.tasks.instances import InstanceSegmentation  # noqa: F401 - for gin
-from spinenet_tf.train import checkpoints
 from spinenet_tf.train.optimizer import Schedule
 from spinenet_tf.train.strategy import make_strategy
 from spinenet_tf.train.trainer import Run, Training
@@ -58,7 +59,7 @@ def train_and_eval(model_dir: str) -> dict:
 
 def evaluate(model_dir: str) -> dict:
     """Prints and saves the task's figures of the newest checkpoint."""
-    checkpoints.latest(model_dir)
+    folder.latest(model_dir)
     run = _make_run(model_dir)
     run.resume()
     return _evaluate(run, scoped_data("eval"))
@@ -87,6 +88,15 @@ def export(model_dir: str, output: str) -> None:
     task, model, _ = _load(model_dir)
     export_model(task, model, output, canvas=scoped_data("eval").canvas)
     print(f"SavedModel in {output}: signatures image_bytes, image_tensor, tf_example")
+
+
+def convert(
+    checkpoint: str, output: str, form: str = "own", optimizer: bool = False, **settings
+) -> None:
+    """Rewrites a checkpoint; see `load.open_checkpoint` and `export.convert`."""
+    loaded = load.open_checkpoint(checkpoint, **settings)
+    convert_to(loaded, output, form, optimizer=optimizer)
+    print(f"{loaded.model.name} written to {output}")
 
 
 def profile(as_json: bool = False) -> dict:
@@ -141,7 +151,7 @@ def _profile_text(figures: dict) -> str:
 
 def _make_run(model_dir: str) -> Run:
     strategy, task = make_strategy(), make_task()
-    checkpoints.check_fits(model_dir, task)
+    folder.check_fits(model_dir, task)
     return Run(task, Training(), model_dir, strategy)
 
 
@@ -150,7 +160,7 @@ def _train(model_dir: str, run: Run | None = None, after_loop=lambda step: None)
     _check_classes(run.task, data)
     run.resume()  # before anything is written: the checkpoint may be of another recipe
     if run.is_chief:
-        checkpoints.write_sidecar(model_dir, checkpoints.describe(run.task, data.categories()))
+        folder.write_sidecar(model_dir, describe.of_run(run.task, data.categories()))
         _write(f"{model_dir}/config.gin", gin.config_str())
     run.train(data, Schedule(), after_loop)
     if run.is_chief:
@@ -172,7 +182,7 @@ def _check_classes(task: Any, data: Data) -> None:
 def _evaluate(run: Run, data: Data) -> dict:
     """Evaluates; prints, saves and summarises the figures, and some drawn images."""
     start, step = time.monotonic(), int(run.step.numpy())
-    checkpoints.check_categories(run.model_dir, data.categories())
+    folder.check_categories(run.model_dir, data.categories())
     pictures, names = [], {c["label"]: c["name"] for c in data.categories()}
 
     def look(batch, detections):
@@ -210,8 +220,8 @@ def _picture(task: Any, batch: dict, detections: tuple, i: int, names: dict) -> 
 
 def _load(model_dir: str) -> tuple[Any, keras.Model, list[dict]]:
     task = make_task()
-    model = checkpoints.load_model(task, model_dir)
-    return task, model, checkpoints.read_sidecar(model_dir).get("categories", [])
+    model = folder.load_model(task, model_dir)
+    return task, model, folder.read_sidecar(model_dir).get("categories", [])
 
 
 def _write(path: str, text: str) -> None:

@@ -62,10 +62,13 @@ class RegionHead(NamedTuple):
     """Mask R-CNN's subnets (section 4.1) and the pyramid width they sit on."""
 
     rpn_convs: int = 1
-    convs: int = 4  # of the box and of the mask subnet
+    convs: int = 4  # of the mask subnet and, but for box_convs, of the box subnet
     filters: int = 256  # of all 3x3 convolutions
-    fc: int = 1024  # units of the box subnet's fully connected layer
+    fc: int = 1024  # units of the box subnet's fully connected layers
     endpoints: int = 256
+    box_convs: int | None = None  # of the box subnet, where it has another number
+    fcs: int = 1  # fully connected layers of the box subnet
+    norm: bool = True  # batch norm after every hidden layer of the subnets
 
 
 # 3x3 convolution width of a block by level, SpineNet-49 (section 3.3: L5, L6 and L7 have 256).

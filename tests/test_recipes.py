@@ -30,7 +30,7 @@ SMALL = [
     "InstanceSegmentation.max_detections = 5",
     "Classification.image_size = 64", "Classification.num_classes = 21",
     "Data.canvas = 64", "Data.max_boxes = 12", "Data.mask_size = 14", "Data.shuffle = 4",
-    "Data.batch_size = 4", "train/Data.batch_size = 4", "eval/Data.batch_size = 4",
+    "Data.batch_size = 4", "train/Data.batch_size = 4", "eval/Data.batch_size = 16",
     "train/Data.shuffle = 4", "Training.steps = 2", "Training.steps_per_loop = 2",
     "Training.examples = 0", "make_strategy.kind = 'one_device'", "Training.precision = 'float32'",
 ]  # fmt: skip
@@ -43,7 +43,7 @@ def boxes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory):
-    return tiny.make_class_records(tmp_path_factory.mktemp("recipe_classes"))
+    return tiny.make_class_records(tmp_path_factory.mktemp("recipe_classes"), images=20)
 
 
 @pytest.fixture(autouse=True)

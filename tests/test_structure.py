@@ -21,6 +21,7 @@ ORDER = [
     {"graphs", "our_graphs", "ablations", "specs", "published", "ops", "draw", "draw_graph"},
     {"models", "data"},
     {"tasks"},
+    {"checkpoints"},
     {"train"},
     {"export"},
     {"modes", "main"},

@@ -168,14 +168,14 @@ def test_a_wrong_recipe_leaves_the_folder_as_it_was(records, tmp_path):
 
 
 def test_evaluation_records_must_mean_the_same_classes(tmp_path):
-    from spinenet_tf.train import checkpoints
+    from spinenet_tf.checkpoints import folder
 
     learned = [{"id": 18, "name": "dog", "label": 1}, {"id": 44, "name": "bottle", "label": 2}]
-    checkpoints.write_sidecar(str(tmp_path), {"task": {}, "categories": learned})
-    checkpoints.check_categories(str(tmp_path), learned[:1])
+    folder.write_sidecar(str(tmp_path), {"task": {}, "categories": learned})
+    folder.check_categories(str(tmp_path), learned[:1])
     shifted = [{"id": 44, "name": "bottle", "label": 1}]
     with pytest.raises(ValueError, match="label 1 is 'dog' .* and 'bottle' in the evaluation"):
-        checkpoints.check_categories(str(tmp_path), shifted)
+        folder.check_categories(str(tmp_path), shifted)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_steps_named(records, tmp_path):
@@ -216,13 +216,13 @@ def test_the_step_compiles_with_xla(records, tmp_path, capsys):
 
 def test_fine_tuning_takes_all_weights_but_the_class_predictor(records, tmp_path, capsys):
     from spinenet_tf import modes
-    from spinenet_tf.train import checkpoints
+    from spinenet_tf.checkpoints import describe, folder
     from spinenet_tf.train.trainer import Run, Training
 
     tiny.bind(records, "Training.steps = 2", f"Training.init_from = '{tmp_path}/first'")
     task = modes.make_task()
     first = Run(task, Training(init_from=""), f"{tmp_path}/first")
-    checkpoints.write_sidecar(f"{tmp_path}/first", checkpoints.describe(task, []))
+    folder.write_sidecar(f"{tmp_path}/first", describe.of_run(task, []))
     first.train(modes.scoped_data("train"), Schedule())
     second = Run(dataclasses.replace(task, num_classes=9), Training(), f"{tmp_path}/second")
     assert second.resume() == 0

@@ -120,11 +120,12 @@ def max_pool(x, size: int, strides: int, name: str):
 
 
 def block(
-    x, kind: str, filters: int, *, style: Style, drop_path: float, name: str, strides: int = 1
-):
+    x, kind: str, filters: int, *, style: Style, drop_path: float, name: str, strides: int = 1,
+    project: bool = False,
+):  # fmt: skip
     """A bottleneck or residual block of [b, h, w, c] features (ResNet, post-activation).
 
-    The shortcut is projected where it is strided or c is not the block's output width.
+    The shortcut is projected where it is strided, c is not the block's output width, or on request.
 
     Raises:
       ValueError: another kind of block.
@@ -133,7 +134,7 @@ def block(
         raise ValueError(f"kind={kind!r} is neither 'bottleneck' nor 'residual'")
     width = filters * EXPANSION[kind]
     shortcut = x
-    if strides > 1 or x.shape[-1] != width:
+    if project or strides > 1 or x.shape[-1] != width:
         shortcut = style.conv_bn(x, width, 1, strides, name=f"{name}_shortcut", act=False)
         shortcut = style.dropblock(shortcut, f"{name}_shortcut_dropblock")
     plan = [(filters, 1, 1), (filters, 3, strides), (width, 1, 1)]

@@ -22,6 +22,9 @@ def MaskRCNN(  # noqa: N802
     filters: int | None = None,
     fc: int | None = None,
     endpoints: int | None = None,
+    box_convs: int | None = None,
+    fcs: int | None = None,
+    norm: bool | None = None,
     backbone: keras.Model | None = None,
     input_shape: tuple[int | None, int | None, int] = (None, None, 3),
     **style,
@@ -35,7 +38,8 @@ def MaskRCNN(  # noqa: N802
       size: names the backbone and the subnets (`specs.REGION_HEADS`).
       num_classes: with the background, class 0; COCO has 91.
       anchors_per_place: scales times aspect ratios.
-      rpn_convs, convs, filters, fc, endpoints: override the size's subnets (see `RegionHead`).
+      rpn_convs, convs, filters, fc, endpoints, box_convs, fcs, norm: override the size's subnets
+        (see `specs.RegionHead`).
       backbone: any model that returns a pyramid; by default the size's.
       input_shape: (height, width, 3), None where dynamic; ignored with `backbone`.
       **style: fields of `Style`, for backbone and subnets.
@@ -54,7 +58,7 @@ def MaskRCNN(  # noqa: N802
         raise ValueError(f"num_classes={num_classes}: it counts the background, so 2 at least")
     head = specs.row(
         specs.REGION_HEADS, size, rpn_convs=rpn_convs, convs=convs, filters=filters, fc=fc,
-        endpoints=endpoints,
+        endpoints=endpoints, box_convs=box_convs, fcs=fcs, norm=norm,
     )  # fmt: skip
     if backbone is None:
         backbone = backbone_of(size, input_shape=input_shape, endpoints=head.endpoints, **style)
@@ -85,7 +89,7 @@ def region_proposals(
     outputs = {"features": backbone.output, "score": {}, "box": {}}
     for level, x in backbone.output.items():
         for i, conv in enumerate(tower):
-            x = style.act(style.norm(conv(x), f"rpn_{i}_{level.lower()}_bn"))
+            x = _activate(conv(x), head, style, f"rpn_{i}_{level.lower()}")
         outputs["score"][level] = float32(score(x))
         outputs["box"][level] = float32(box(x))
     return keras.Model(backbone.input, outputs, name="rpn")
@@ -94,11 +98,11 @@ def region_proposals(
 def box_head(channels: int, num_classes: int, head: specs.RegionHead, style: Style) -> keras.Model:
     """[n, 7, 7, c] -> {'class': [n, num_classes] logits, 'box': [n, num_classes * 4]}, float32."""
     rois = keras.Input((BOX_CELLS, BOX_CELLS, channels))
-    x = _tower(rois, head, style, "box_head")
-    x = keras.layers.Flatten()(x)
+    convs = head.convs if head.box_convs is None else head.box_convs
+    x = keras.layers.Flatten()(_tower(rois, convs, head, style, "box_head"))
     uniform = keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
-    x = _dense(style, head.fc, uniform, "box_head_fc")(x)
-    x = style.act(style.norm(x, "box_head_fc_bn"))
+    for name in ("box_head_fc", *(f"box_head_fc{i}" for i in range(2, head.fcs + 1))):
+        x = _activate(_dense(style, head.fc, uniform, name)(x), head, style, name)
     normal = keras.initializers.RandomNormal
     classes = _dense(style, num_classes, normal(stddev=0.01), "box_head_class")(x)
     boxes = _dense(style, num_classes * 4, normal(stddev=0.001), "box_head_box")(x)
@@ -109,22 +113,27 @@ def box_head(channels: int, num_classes: int, head: specs.RegionHead, style: Sty
 def mask_head(channels: int, num_classes: int, head: specs.RegionHead, style: Style) -> keras.Model:
     """[n, 14, 14, c] -> [n, 28, 28, num_classes] logits, float32."""
     rois = keras.Input((MASK_CELLS, MASK_CELLS, channels))
-    x = _tower(rois, head, style, "mask_head")
+    x = _tower(rois, head.convs, head, style, "mask_head")
     x = keras.layers.Conv2DTranspose(
         head.filters, 2, 2, kernel_initializer=_he(), kernel_regularizer=style.decay(),
         name="mask_head_up",
     )(x)  # fmt: skip
-    x = style.act(style.norm(x, "mask_head_up_bn"))
+    x = _activate(x, head, style, "mask_head_up")
     x = style.conv_layer(num_classes, 1, kernel_initializer=_he(), name="mask_head_predict")(x)
     return keras.Model(rois, float32(x), name="mask_head")
 
 
-def _tower(x, head: specs.RegionHead, style: Style, name: str):
-    for i in range(head.convs):
+def _activate(x, head: specs.RegionHead, style: Style, name: str):
+    """Batch norm, where the subnets have it, and the activation."""
+    return style.act(style.norm(x, f"{name}_bn") if head.norm else x)
+
+
+def _tower(x, convs: int, head: specs.RegionHead, style: Style, name: str):
+    for i in range(convs):
         conv = style.conv_layer(
             head.filters, 3, padding="same", kernel_initializer=_he(), name=f"{name}_{i}"
         )
-        x = style.act(style.norm(conv(x), f"{name}_{i}_bn"))
+        x = _activate(conv(x), head, style, f"{name}_{i}")
     return x
 
 

@@ -17,17 +17,19 @@ def ResNet(  # noqa: N802 - a network's name, as in keras.applications
     size: str = "R50",
     *,
     input_shape: tuple[int | None, int | None, int] = (None, None, 3),
+    project: bool = False,
     **style,
 ) -> keras.Model:
     """Builds a ResNet with the stride on the 3x3 convolution of a bottleneck.
 
     The shortcut is projected where the width or the size changes (option B of the ResNet paper).
-    The official code also projects the first of ResNet-34's L2 blocks, 4,224 parameters more.
     Stochastic depth rises from block to block; in the official code from level to level.
 
     Args:
       size: a row of `specs.RESNETS`: 'R34', 'R50', 'R101' or 'R152'.
       input_shape: (height, width, 3); None where the size is only known at run time.
+      project: also project the first block of ResNet-34's L2, 4,224 parameters more, as both of
+        the paper's codes do; the others project it anyway.
       **style: fields of `Style`.
 
     Returns:
@@ -44,12 +46,12 @@ def ResNet(  # noqa: N802 - a network's name, as in keras.applications
     rates = [style.depth_rate(i, sum(stages.blocks)) for i in range(sum(stages.blocks))]
     outputs = {}
     for level, blocks in zip(specs.RESNET_WIDTHS, stages.blocks, strict=True):
-        x = _stage(x, level, stages.kind, rates[:blocks], style)
+        x = _stage(x, level, stages.kind, rates[:blocks], style, project)
         outputs[f"C{level}"], rates = x, rates[blocks:]
     return keras.Model(image, outputs, name=f"resnet_{size.lower()}")
 
 
-def _stage(x, level: int, kind: str, rates: list[float], style: Style):
+def _stage(x, level: int, kind: str, rates: list[float], style: Style, project: bool):
     """The blocks of a level, one a rate; the first halves the features, but for L2."""
     if level not in DROPBLOCK_LEVELS:
         style = dataclasses.replace(style, dropblock_keep=1.0)
@@ -57,5 +59,6 @@ def _stage(x, level: int, kind: str, rates: list[float], style: Style):
         x = layers.block(
             x, kind, specs.RESNET_WIDTHS[level], style=style, drop_path=rate,
             strides=2 if level > 2 and i == 0 else 1, name=f"l{level}_{i}",
+            project=project and i == 0,
         )  # fmt: skip
     return x

@@ -1,4 +1,9 @@
-"""Box geometry. Boxes are [..., 4] float32: ymin, xmin, ymax, xmax in pixels."""
+"""Box geometry. Boxes are [..., 4] float32: ymin, xmin, ymax, xmax in pixels.
+
+Coordinates are edges, so that a side is max - min. With `inclusive` they are the first and the last
+pixel, a side is max - min + 1 and the last pixel of an image is its size - 1: what the official
+code, and so its checkpoints, take them for when they encode, decode and clip.
+"""
 
 import math
 
@@ -33,28 +38,36 @@ def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(intersection, union)
 
 
-def encode(boxes: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
+def encode(boxes: tf.Tensor, anchors: tf.Tensor, inclusive: bool = False) -> tf.Tensor:
     """Regression targets (ty, tx, th, tw) [..., 4] of boxes [..., 4] against anchors [..., 4].
 
     A side of zero counts as a tiny one, so that the logarithm stays finite.
     """
+    boxes, anchors = _edges(boxes, inclusive), _edges(anchors, inclusive)
     anchor_sizes, box_sizes = sizes(anchors), tf.maximum(sizes(boxes), 1e-8)
     shift = (_centres(boxes) - _centres(anchors)) / anchor_sizes
     return tf.concat([shift, tf.math.log(box_sizes / anchor_sizes)], -1)
 
 
-def decode(targets: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
+def decode(targets: tf.Tensor, anchors: tf.Tensor, inclusive: bool = False) -> tf.Tensor:
     """The inverse of `encode`: [..., 4] targets -> [..., 4] boxes, growth clipped at 1000 / 16."""
+    anchors = _edges(anchors, inclusive)
     anchor_sizes = sizes(anchors)
     centres = targets[..., :2] * anchor_sizes + _centres(anchors)
     half = tf.exp(tf.minimum(targets[..., 2:], LOG_SIZE_LIMIT)) * anchor_sizes / 2
-    return tf.concat([centres - half, centres + half], -1)
+    return tf.concat([centres - half, centres + half - float(inclusive)], -1)
 
 
-def clip(boxes: tf.Tensor, image_sizes: tf.Tensor) -> tf.Tensor:
-    """Clips [b, n, 4] boxes to images of [b, 2] height and width."""
-    limits = tf.tile(image_sizes[:, None, :], [1, 1, 2])
+def clip(boxes: tf.Tensor, image_sizes: tf.Tensor, inclusive: bool = False) -> tf.Tensor:
+    """Clips [b, n, ..., 4] boxes to images of [b, 2] height and width."""
+    limits = tf.tile(image_sizes - float(inclusive), [1, 2])
+    limits = tf.reshape(limits, [-1, *(1 for _ in boxes.shape[1:-1]), 4])
     return tf.clip_by_value(boxes, 0.0, limits)
+
+
+def _edges(boxes: tf.Tensor, inclusive: bool) -> tf.Tensor:
+    """Boxes of first and last pixels as boxes of edges."""
+    return boxes + [0.0, 0.0, 1.0, 1.0] if inclusive else boxes
 
 
 def _centres(boxes: tf.Tensor) -> tf.Tensor:

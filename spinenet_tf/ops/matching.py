@@ -54,13 +54,21 @@ def _forced(best_anchor: tf.Tensor, valid: tf.Tensor, anchors: tf.Tensor) -> tf.
 
 
 def anchor_targets(
-    anchors: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, valid: tf.Tensor, threshold: float
+    anchors: tf.Tensor,
+    boxes: tf.Tensor,
+    classes: tf.Tensor,
+    valid: tf.Tensor,
+    threshold: float,
+    inclusive: bool = False,
 ) -> Targets:
-    """Targets of anchors [a, 4] from padded boxes [b, n, 4], classes [b, n] and valid [b, n]."""
+    """Targets of anchors [a, 4] from padded boxes [b, n, 4], classes [b, n] and valid [b, n].
+
+    `inclusive`: see `ops.boxes`.
+    """
     index, positive = match(box_ops.iou(anchors[None], boxes), valid, threshold)
     matched = tf.gather(boxes, index, batch_dims=1)
     return Targets(
         classes=tf.where(positive, tf.gather(classes, index, batch_dims=1), 0),
-        boxes=tf.where(positive[..., None], box_ops.encode(matched, anchors), 0.0),
+        boxes=tf.where(positive[..., None], box_ops.encode(matched, anchors, inclusive), 0.0),
         positive=positive,
     )

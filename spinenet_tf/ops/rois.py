@@ -73,6 +73,7 @@ def propose(
     before: int,
     after: int,
     iou_threshold: float,
+    inclusive: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The best boxes of a region proposal network (Faster R-CNN section 3; per level as in FPN).
 
@@ -81,11 +82,13 @@ def propose(
       image_sizes: [b, 2] height and width to which boxes are clipped.
       before: candidates of each level that NMS sees.
       after: boxes kept in all.
+      inclusive: see `ops.boxes`.
 
     Returns:
-      [b, after, 4] boxes and [b, after] scores in 0..1, best first; score 0 is padding.
+      [b, after, 4] boxes and [b, after] scores in 0..1, best first; what is padding is 0.
     """
-    found = [_propose_level(*level, image_sizes, before, after, iou_threshold) for level in levels]
+    limits = (image_sizes, before, after, iou_threshold, inclusive)
+    found = [_propose_level(*level, *limits) for level in levels]
     boxes, scores = (tf.concat(parts, 1) for parts in zip(*found, strict=True))
     missing = max(after - scores.shape[1], 0)
     boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
@@ -93,10 +96,11 @@ def propose(
     return tf.gather(boxes, index, batch_dims=1), scores
 
 
-def _propose_level(logits, targets, anchors, image_sizes, before, after, iou_threshold):
+def _propose_level(logits, targets, anchors, image_sizes, before, after, iou_threshold, inclusive):
     logits, index = tf.math.top_k(logits, min(before, logits.shape[1]))
     targets = tf.gather(targets, index, batch_dims=1)
-    boxes = box_ops.clip(box_ops.decode(targets, tf.gather(anchors, index)), image_sizes)
+    boxes = box_ops.decode(targets, tf.gather(anchors, index), inclusive)
+    boxes = box_ops.clip(boxes, image_sizes, inclusive)
     scores = tf.sigmoid(logits)
     limit = min(after, scores.shape[1])
     kept, count = tf.image.non_max_suppression_padded(
@@ -104,8 +108,11 @@ def _propose_level(logits, targets, anchors, image_sizes, before, after, iou_thr
         canonicalized_coordinates=True,
     )  # fmt: skip
     boxes = tf.gather(boxes, kept, batch_dims=1)
-    there = (tf.range(limit)[None] < count[:, None]) & (box_ops.area(boxes) > 0)
-    return boxes, tf.where(there, tf.gather(scores, kept, batch_dims=1), 0.0)
+    # Of inclusive boxes, one of a single row is still a box.
+    whole = tf.reduce_any(boxes > 0, -1) if inclusive else box_ops.area(boxes) > 0
+    there = (tf.range(limit)[None] < count[:, None]) & whole
+    scores = tf.where(there, tf.gather(scores, kept, batch_dims=1), 0.0)
+    return tf.where(there[..., None], boxes, 0.0), scores
 
 
 def pyramid_level(boxes: tf.Tensor, lowest: int, highest: int) -> tf.Tensor:

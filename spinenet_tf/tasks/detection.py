@@ -34,6 +34,8 @@ class Detection:
       focal_alpha, focal_gamma: of the class loss.
       huber_delta, box_weight: of the box loss and its share.
       score_threshold, nms_threshold, max_detections: of the detections.
+      inclusive_boxes: a box ends with its last pixel, as in the official code (see `ops.boxes`);
+        for weights that were trained so.
     """
 
     image_size: int = 640
@@ -49,6 +51,7 @@ class Detection:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     max_detections: int = 100
+    inclusive_boxes: bool = False
 
     network: ClassVar = "RetinaNet"  # the builder that gin binds
     labels: ClassVar = ("boxes", "boxes")  # what to read in training and in evaluation
@@ -102,7 +105,7 @@ class Detection:
         boxes, _, valid = common.seen_objects(batch, view, self.image_size)
         anchors = tf.constant(self.anchors.boxes((self.image_size, self.image_size)))
         return matching.anchor_targets(
-            anchors, boxes, batch["classes"], valid, self.match_threshold
+            anchors, boxes, batch["classes"], valid, self.match_threshold, self.inclusive_boxes
         )
 
     def losses(self, class_logits, box_outputs, targets: matching.Targets) -> dict:
@@ -129,7 +132,8 @@ class Detection:
         """Raw outputs -> detections clipped to images of [b, 2] `sizes` in the network's input."""
         class_logits, box_outputs = self.flatten(outputs)
         anchors = tf.constant(self.anchors.boxes((self.image_size, self.image_size)))
-        boxes = box_ops.clip(box_ops.decode(box_outputs, anchors), sizes)
+        boxes = box_ops.decode(box_outputs, anchors, self.inclusive_boxes)
+        boxes = box_ops.clip(boxes, sizes, self.inclusive_boxes)
         suppress = nms.native_nms if native else nms.static_nms
         return suppress(
             boxes,

@@ -73,10 +73,13 @@ class InstanceSegmentation:
       rpn_delta: Huber delta of the anchors' boxes.
       proposals_before, proposals_after, proposals_nms: a level's candidates, an image's proposals,
         and the IoU from which they suppress one another.
+      proposals_before_eval: a level's candidates outside training.
       region_samples, region_fraction, region_iou: proposals that the second stage trains on, how
         many may lie on objects, and the IoU from which they do.
       mask_samples: of those on objects, how many train the mask subnet.
       score_threshold, nms_threshold, max_detections: of the detections.
+      inclusive_boxes: a box ends with its last pixel, as in the official code (see `ops.boxes`);
+        for weights that were trained so.
     """
 
     image_size: int = 640
@@ -90,6 +93,7 @@ class InstanceSegmentation:
     rpn_fraction: float = 0.5
     rpn_delta: float = 1 / 9
     proposals_before: int = 2000
+    proposals_before_eval: int = 1000
     proposals_after: int = 1000
     proposals_nms: float = 0.7
     region_samples: int = 512
@@ -99,6 +103,7 @@ class InstanceSegmentation:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     max_detections: int = 100
+    inclusive_boxes: bool = False
 
     network: ClassVar = "MaskRCNN"  # the builder that gin binds
     labels: ClassVar = ("masks", "boxes")  # what to read in training and in evaluation
@@ -143,7 +148,7 @@ class InstanceSegmentation:
         rpn = model.get_layer("rpn")(images, training=training)
         parts = self.rpn_losses(rpn, boxes, valid, batch["draws"])
         sizes = tf.minimum(view.scaled - view.offset, float(self.image_size))
-        proposals, scores = self.propose(rpn, sizes)
+        proposals, scores = self.propose(rpn, sizes, before=self.proposals_before)
         regions = self.sample_regions(proposals, scores, boxes, valid, batch)
         parts |= self.box_losses(model, rpn["features"], regions, boxes, training)
         truth = masks.flip_masks(tf.cast(batch["masks"], tf.float32) / 255.0, view.flip)
@@ -166,7 +171,8 @@ class InstanceSegmentation:
             tf.gather(v, chosen.index, batch_dims=1) for v in (logits, outputs, index)
         )
         matched = tf.gather(boxes, index, batch_dims=1)
-        targets = _box_targets(matched, tf.gather(anchors, chosen.index), chosen.positive)
+        anchors = tf.gather(anchors, chosen.index)
+        targets = self._box_targets(matched, anchors, chosen.positive)
         score = tf.nn.sigmoid_cross_entropy_with_logits(
             tf.cast(chosen.positive, tf.float32), logits
         )
@@ -176,14 +182,17 @@ class InstanceSegmentation:
             "rpn_box": _mean(box, chosen.positive[..., None]),
         }
 
-    def propose(self, rpn: dict, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def propose(
+        self, rpn: dict, sizes: tf.Tensor, *, before: int | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """[b, proposals_after, 4] boxes within [b, 2] image sizes, without gradient, and scores."""
         boxes = self.anchors.boxes((self.image_size, self.image_size))
         logits, targets = self._rpn_levels(rpn)
         anchors = tf.split(tf.constant(boxes), [v.shape[1] for v in logits])
         proposals, scores = rois.propose(
-            list(zip(logits, targets, anchors, strict=True)), sizes, before=self.proposals_before,
-            after=self.proposals_after, iou_threshold=self.proposals_nms,
+            list(zip(logits, targets, anchors, strict=True)), sizes,
+            before=before or self.proposals_before_eval, after=self.proposals_after,
+            iou_threshold=self.proposals_nms, inclusive=self.inclusive_boxes,
         )  # fmt: skip
         return tf.stop_gradient(proposals), tf.stop_gradient(scores)
 
@@ -213,7 +222,7 @@ class InstanceSegmentation:
         outputs = tf.gather(outputs, regions.classes, batch_dims=2)
         matched = tf.gather(boxes, regions.object, batch_dims=1)
         positive = regions.classes > 0
-        targets = _box_targets(matched, regions.boxes, positive) * BOX_SCALES
+        targets = self._box_targets(matched, regions.boxes, positive) * BOX_SCALES
         box = losses.huber(outputs, targets, 1.0)
         return {
             "class": _mean(cross_entropy, regions.used),
@@ -251,9 +260,9 @@ class InstanceSegmentation:
     ) -> nms.Detections:
         """The second stage's boxes of [b, k, 4] proposals, clipped to [b, 2] image sizes."""
         logits, outputs = self._box_head(model, features, proposals, False)
-        boxes = box_ops.decode(outputs[:, :, 1:] / BOX_SCALES, proposals[:, :, None])
-        limits = tf.tile(sizes, [1, 2])[:, None, None]
-        boxes = tf.clip_by_value(boxes, 0.0, limits)  # [b, k, classes - 1, 4]
+        targets, inclusive = outputs[:, :, 1:] / BOX_SCALES, self.inclusive_boxes
+        boxes = box_ops.decode(targets, proposals[:, :, None], inclusive)
+        boxes = box_ops.clip(boxes, sizes, inclusive)  # [b, k, classes - 1, 4]
         classes = tf.nn.softmax(logits)[..., 1:] * tf.cast(scores > 0, tf.float32)[..., None]
         suppress = nms.native_nms if native else nms.static_nms
         return suppress(
@@ -298,6 +307,11 @@ class InstanceSegmentation:
         image = draw_masks(image, pasted, classes)
         return draw_boxes(image, boxes, classes, found.scores[keep], names)
 
+    def _box_targets(self, boxes, anchors, positive) -> tf.Tensor:
+        """Regression targets, 0 where not positive: an unused proposal may be a point."""
+        targets = box_ops.encode(boxes, anchors, self.inclusive_boxes)
+        return tf.where(positive[..., None], targets, 0.0)
+
     def _rpn_levels(self, rpn: dict) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Per level [b, a] logits and [b, a, 4] box outputs, in anchor order."""
         logits = [part[..., 0] for part in common.flatten(rpn["score"], 1)]
@@ -328,8 +342,3 @@ def _mean(values: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
     weights = tf.broadcast_to(tf.cast(where, tf.float32), tf.shape(values))
     total = common.over_replicas(tf.reduce_sum(weights))
     return tf.reduce_sum(values * weights) / tf.maximum(total, 1.0)
-
-
-def _box_targets(boxes: tf.Tensor, anchors: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
-    """Regression targets, 0 where not positive: an unused proposal may be a point."""
-    return tf.where(positive[..., None], box_ops.encode(boxes, anchors), 0.0)

@@ -11,9 +11,9 @@ import gin
 import keras
 import tensorflow as tf
 
+from spinenet_tf.checkpoints import folder, load
 from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
 from spinenet_tf.models.layers import training_progress
-from spinenet_tf.train import checkpoints
 from spinenet_tf.train.optimizer import Momentum, Schedule
 from spinenet_tf.train.progress import NoticeSigterm, Progress
 
@@ -71,7 +71,9 @@ class Training:
       xla: compile the step with XLA off TPU as well (one device only).
       seed: of the initial weights and of stochastic depth.
       deterministic: only use operations whose result does not depend on thread timing.
-      init_from: model folder to start from instead of random weights; its classes may differ.
+      init_from: checkpoint to start from instead of random weights: of the official code, of Model
+        Garden or ours; its classes may differ. The flag --init_checkpoint sets it.
+      init_part: of that, 'model' or only the 'backbone'.
       examples: training images, where the data set's sidecar does not say and counting is slow.
     """
 
@@ -87,6 +89,7 @@ class Training:
     seed: int = 0
     deterministic: bool = False
     init_from: str = ""
+    init_part: str = "model"
     examples: int = 0
 
     def __post_init__(self):
@@ -113,11 +116,7 @@ class Run:
             variables = [v.value for v in self.model.trainable_variables]
             self.optimizer = Momentum(variables, trainer.momentum)
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
-        # tf.train.Checkpoint does not find the states of Keras' random layers by itself.
-        seeds = [v.value for v in self.model.variables if v.dtype == "int64"]
-        self.checkpoint = tf.train.Checkpoint(
-            model=self.model, optimizer=self.optimizer, step=self.step, seeds=seeds
-        )
+        self.checkpoint = folder.checkpoint(self.model, self.optimizer, self.step)
         self.manager = tf.train.CheckpointManager(
             self.checkpoint, self._checkpoint_dir(), trainer.keep, step_counter=self.step
         )
@@ -143,9 +142,9 @@ class Run:
         """
         latest = tf.train.latest_checkpoint(self.model_dir)
         if latest:
-            checkpoints.restore(self.checkpoint, latest)
+            folder.restore(self.checkpoint, latest)
         elif self.trainer.init_from:
-            checkpoints.initialize(self.model, self.task, self.trainer.init_from)
+            load.initialize(self.model, self.task, self.trainer.init_from, self.trainer.init_part)
         return int(self.step.numpy())
 
     def train(

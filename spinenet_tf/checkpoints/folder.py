@@ -1,4 +1,4 @@
-"""Finding, describing and restoring the checkpoints of a model folder."""
+"""Finding and restoring the checkpoints of a model folder."""
 
 import dataclasses
 import json
@@ -10,11 +10,6 @@ import tensorflow as tf
 SIDECAR = "model.json"
 # The layers whose shapes depend on the number of classes.
 PREDICTORS = ("class_predict/", "box_head_class/", "box_head_box/", "mask_head_predict/")
-
-
-def describe(task: Any, categories: list[dict]) -> dict:
-    """What a checkpoint needs to be used right: the task's settings and the classes' names."""
-    return {"task": dataclasses.asdict(task), "categories": categories}
 
 
 def write_sidecar(model_dir: str, description: dict) -> None:
@@ -84,6 +79,13 @@ def check_categories(model_dir: str, categories: list[dict]) -> None:
             )
 
 
+def checkpoint(model: keras.Model, optimizer: Any, step: tf.Variable) -> tf.train.Checkpoint:
+    """All of a training run that is saved."""
+    # tf.train.Checkpoint does not find the states of Keras' random layers by itself.
+    seeds = [v.value for v in model.variables if v.dtype == "int64"]
+    return tf.train.Checkpoint(model=model, optimizer=optimizer, step=step, seeds=seeds)
+
+
 def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
     """Restores every value of `checkpoint`, which may hold less than the file.
 
@@ -111,25 +113,3 @@ def load_model(task: Any, model_dir: str) -> keras.Model:
     model = task.build()
     restore(tf.train.Checkpoint(model=model), path)
     return model
-
-
-def initialize(model: keras.Model, task: Any, model_dir: str) -> None:
-    """Sets a model to the weights of another folder's; only its predictions of classes may differ.
-
-    Raises:
-      FileNotFoundError: no checkpoint. ValueError: any other weight is missing or of another shape.
-    """
-    trained = read_sidecar(model_dir).get("task", {}).get("num_classes", task.num_classes)
-    source = load_model(dataclasses.replace(task, num_classes=trained), model_dir)
-    weights = {v.path: v for v in source.variables}
-    kept = []
-    for variable in (v for v in model.variables if v.dtype != "int64"):  # no random seeds
-        value = weights.get(variable.path)
-        if value is not None and value.shape == variable.shape:
-            variable.assign(value)
-        elif variable.path.startswith(PREDICTORS):
-            kept.append(f"{variable.path} {variable.shape}")
-        else:
-            shape = tuple(variable.shape)
-            raise ValueError(f"{model_dir} has no weight {variable.path} of shape {shape}")
-    print(f"weights from {model_dir}" + (f"; random: {', '.join(kept)}" if kept else ""))
