@@ -16,7 +16,7 @@ import gin
 from absl import app, flags, logging
 
 MODES = ("train", "eval", "train_and_eval", "predict", "export", "profile", "draw", "convert")
-SETTINGS = ("activation", "epsilon", "image_size")  # flags about foreign checkpoints
+SETTINGS = ("activation", "epsilon", "image_size", "anchor_size")  # flags about foreign checkpoints
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train_and_eval", MODES, "what to do")
 flags.DEFINE_multi_string("gin_file", [], "recipe; several are read in order, later ones win")
@@ -36,6 +36,7 @@ flags.DEFINE_bool("optimizer", False, "convert: the momentum too, so that traini
 flags.DEFINE_string("activation", None, "of a foreign checkpoint's model, if the guess is wrong")
 flags.DEFINE_float("epsilon", None, "batch norm's, likewise")
 flags.DEFINE_integer("image_size", None, "side in pixels of the model's input, likewise")
+flags.DEFINE_float("anchor_size", None, "side of its smallest anchors in strides, likewise")
 flags.DEFINE_bool("json", False, "print JSON instead of text")
 
 
@@ -65,7 +66,7 @@ def _run(args) -> None:
     if args.mode == "convert":
         return modes.convert(args.checkpoint, args.output, args.format, args.optimizer, **settings)
     if args.checkpoint:  # becomes a model folder, of which the rest of the mode is
-        modes.convert(args.checkpoint, args.model_dir, **settings)
+        modes.adopt(args.checkpoint, args.model_dir, **settings)
     start = [f"Training.init_from = {args.init_checkpoint!r}"] if args.init_checkpoint else []
     parse_gin(args.gin_file, [*args.gin_param, *start], args.model_dir)
     match args.mode:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from spinenet_tf import graphs, specs
-from spinenet_tf.checkpoints import describe, folder, load
+from spinenet_tf.checkpoints import describe, files, folder, load
 from spinenet_tf.data.pipeline import Data
 from spinenet_tf.draw_graph import draw_graph
 from spinenet_tf.export.convert import convert as convert_to
@@ -97,6 +97,17 @@ def convert(
     loaded = load.open_checkpoint(checkpoint, **settings)
     convert_to(loaded, output, form, optimizer=optimizer)
     print(f"{loaded.model.name} written to {output}")
+
+
+def adopt(checkpoint: str, model_dir: str, **settings) -> None:
+    """Converts a checkpoint into a model folder, unless the folder was made of just that."""
+    if tf.train.latest_checkpoint(model_dir):
+        source = folder.read_sidecar(model_dir).get("source", {})
+        same = source.get("path") == files.find(checkpoint)
+        if same and all(v in (None, source.get(name)) for name, v in settings.items()):
+            print(f"{model_dir} has the weights of {checkpoint} already")
+            return
+    convert(checkpoint, model_dir, **settings)
 
 
 def profile(as_json: bool = False) -> dict:

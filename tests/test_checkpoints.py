@@ -178,7 +178,7 @@ def whole(tmp_path_factory):
         {"network": "RetinaNet", "family": "SpineNet", "size": "49", "width": 0.125, "alpha": 0.5,
          "repeats": 1, "endpoints": 8, "filters": 8, "convs": 1, "num_classes": 3,
          "anchors_per_place": 9},
-        image_size=64,
+        {"activation": None, "epsilon": None, "image_size": 64, "anchor_size": None},
     )  # fmt: skip
     task, model = describe.build(description)
     parity.randomize(model)
@@ -328,6 +328,19 @@ def test_init_checkpoint_says_how_models_differ(whole, records, binding, message
         load.initialize(model, task, whole[1])
 
 
+def test_init_checkpoint_knows_the_activation_of_a_release(whole, records, tmp_path):
+    path = tmp_path / "spinenet-49-best"
+    path.mkdir()
+    write_tf1(path / "model.ckpt-1", whole[0])
+    model, task = fresh_model(records)
+    message = "needs Style.activation = 'swish' .the recipe has 'relu'"
+    with pytest.raises(ValueError, match=message):
+        load.initialize(model, task, str(path))
+    with pytest.raises(ValueError, match=message):
+        load.initialize(model, task, str(path), "backbone")
+    load.initialize(*fresh_model(records, "Style.activation = 'swish'"), str(path))
+
+
 def test_a_run_of_ours_is_opened_without_its_recipe(records, tmp_path):
     from spinenet_tf import modes
 
@@ -366,8 +379,10 @@ def test_a_foreign_file_is_evaluated_in_one_command_and_exported(whole, tmp_path
     main.parse_gin([], [], str(tmp_path))  # config.gin is a recipe for all else
     modes.export(str(tmp_path), str(tmp_path / "saved_model"))
     assert (tmp_path / "saved_model/saved_model.pb").exists()
-    again = tiny.run([sys.executable, "-m", "spinenet_tf.main", "--mode=eval", *flags, pattern])
-    assert "already holds a checkpoint" in again.stderr
+    again = [sys.executable, "-m", "spinenet_tf.main", "--mode=eval", *flags, pattern]
+    assert "has the weights of" in tiny.run(again).stdout
+    other = tiny.run([*again, "--epsilon=0.0001"])
+    assert "already holds a checkpoint" in other.stderr
 
 
 MISTAKES = [
@@ -459,10 +474,28 @@ def test_releases_name_sizes_and_are_found_by_folder():
     for release in released.RELEASES:
         assert release.size in tables and release.activation in ("relu", "swish")
         path = f"/data/{release.name}/model.ckpt-1"
-        assert released.release_of(path, release.network, release.size) == release
-    assert released.release_of("/data/x/model.ckpt", "RetinaNet", "49") is None
-    assert released.release_of("/spinenet-49/model.ckpt", "RetinaNet", "96") is None
+        model = (release.kind, release.network, release.size)
+        assert released.release_of(path, *model) == release
+    for path, *model in (
+        ("/data/x/model.ckpt", "official", "RetinaNet", "49"),
+        ("/spinenet-49/model.ckpt", "official", "RetinaNet", "96"),
+        ("/spinenet-49/ckpt-1", "model_garden", "RetinaNet", "49"),
+    ):
+        assert released.release_of(path, *model) is None
+    guess = released.settings(released.likeliest("model_garden", "RetinaNet", "49S"))
+    assert guess == {"activation": "swish", "epsilon": 1e-3, "image_size": 640, "anchor_size": 3.0}
+    assert released.likeliest("official", "RetinaNet", "R152-FPN").anchor_size == 4.0
     assert len({(r.name, r.network) for r in released.RELEASES}) == len(released.RELEASES)
+
+
+def test_detectors_with_91_classes_know_their_names(released_49s):
+    truth = json.loads((SHARED / "data/coco_mini/annotations/instances_val2017.json").read_text())
+    known = load.open_checkpoint(released_49s[1]).description["categories"]
+    assert [(c["id"], c["name"]) for c in known] == [
+        (c["id"], c["name"]) for c in truth["categories"]
+    ]
+    assert all(c["label"] == c["id"] for c in known)
+    assert released.categories("RetinaNet", 7) == released.categories("Classifier", 91) == []
 
 
 def test_the_readme_has_the_table_of_releases():

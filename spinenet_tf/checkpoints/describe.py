@@ -46,42 +46,30 @@ def of_run(task: Any, categories: list[dict]) -> dict:
     return _description(task, size, bindings, categories)
 
 
-def of_foreign(
-    path: str,
-    kind: str,
-    facts: dict[str, Any],
-    *,
-    activation: str | None = None,
-    epsilon: float | None = None,
-    image_size: int | None = None,
-) -> dict:
+def of_foreign(path: str, kind: str, facts: dict[str, Any], given: dict[str, Any]) -> dict:
     """The description of weights whose shapes gave `facts` (see `recognize`).
 
-    What shapes cannot tell comes from the arguments, then from the name of a released file, then
-    from what is likeliest; prints what was taken for granted.
+    What shapes cannot tell comes from `given`, then from the name of a released file, then from
+    what is likeliest; prints what was taken for granted.
 
     Args:
       path: of the checkpoint.
       kind: 'official' or 'model_garden'.
+      given: activation, epsilon, image_size and anchor_size, or None for each.
     """
     network, size = facts["network"], facts["size"]
-    release = released.release_of(path, network, size)
-    likely_image, anchor_size = released.likely(network, size)
-    guessed = {
-        "activation": release.activation if release else _likely_activation(size),
-        "epsilon": released.EPSILONS[network],
-        "image_size": release.image_size if release else likely_image,
-    }
-    given = {"activation": activation, "epsilon": epsilon, "image_size": image_size}
-    chosen = {k: guessed[k] if v is None else v for k, v in given.items()}
+    release = released.release_of(path, kind, network, size)
+    release = release or released.likeliest(kind, network, size)
+    guessed = released.settings(release)
+    chosen = {k: v if given[k] is None else given[k] for k, v in guessed.items()}
     _say(path, facts, release, {k: v for k, v in guessed.items() if given[k] is None})
-    style = {k: chosen[k] for k in ("activation", "epsilon")} | {"numerics": kind}
-    bindings = {"Style": dataclasses.asdict(Style(**style))} | _overrides(facts)
-    anchor_size = release.anchor_size if release else anchor_size
-    task = _foreign_task(facts, kind, chosen["image_size"], anchor_size)
-    source = {"path": path, "kind": kind, "release": release.name if release else ""}
-    return _description(task, size, bindings, []) | {
-        "network": network, "source": source, "image_size": chosen["image_size"],
+    style = Style(activation=chosen["activation"], epsilon=chosen["epsilon"], numerics=kind)
+    bindings = {"Style": dataclasses.asdict(style)} | _overrides(facts)
+    task = _foreign_task(facts, kind, chosen)
+    source = {"path": path, "kind": kind, "release": release.name}
+    categories = released.categories(network, facts.get("num_classes"))
+    return _description(task, size, bindings, categories) | {
+        "network": network, "source": source | chosen, "image_size": chosen["image_size"],
     }  # fmt: skip
 
 
@@ -158,10 +146,6 @@ def _builder(size: str):
     return next(builder for table, builder in TABLES if size in table)
 
 
-def _likely_activation(size: str) -> str:
-    return "swish" if size.startswith("mobile") or size == "190" else "relu"
-
-
 def _overrides(facts: dict[str, Any]) -> dict[str, dict]:
     """The arguments of the builders by which the facts differ from the tables."""
     network, size, family = facts["network"], facts["size"], facts["family"]
@@ -185,15 +169,16 @@ def _differing(facts: dict[str, Any], row: Any) -> dict[str, Any]:
     return found
 
 
-def _foreign_task(facts: dict[str, Any], kind: str, image_size: int, anchor_size: float) -> Any:
+def _foreign_task(facts: dict[str, Any], kind: str, chosen: dict[str, Any]) -> Any:
     network = facts["network"]
     if not network:
         return None
-    fields = {"image_size": image_size, "num_classes": facts["num_classes"]}
+    fields = {"image_size": chosen["image_size"], "num_classes": facts["num_classes"]}
     if network in HEADS:
         ratios = ASPECT_RATIOS[kind]
         scales = facts["anchors_per_place"] // len(ratios)
-        fields["anchors"] = Anchors(size=anchor_size, scales=scales, aspect_ratios=ratios)
+        size = chosen["anchor_size"]
+        fields["anchors"] = Anchors(size=size, scales=scales, aspect_ratios=ratios)
         fields["inclusive_boxes"] = kind == "official"
     return TASKS[network](**fields)
 
@@ -210,10 +195,10 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def _say(path: str, facts: dict, release: released.Release | None, guessed: dict) -> None:
+def _say(path: str, facts: dict, release: released.Release, guessed: dict) -> None:
     shown = {k: v for k, v in facts.items() if k in recognize.WORDS and v not in (None, "", False)}
     print(f"{path}: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
     if guessed:
-        why = f"the release {release.name}" if release else "no more than likely"
+        why = f"the release {release.name}" if release.name else "no more than likely"
         settings = ", ".join(f"{k}={v}" for k, v in guessed.items())
         print(f"shapes do not tell {settings}: {why}; if wrong, give them as arguments or flags")

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spinenet_tf.checkpoints import describe, files, folder, recognize
+from spinenet_tf.checkpoints import describe, files, folder, recognize, released
 from spinenet_tf.checkpoints.files import Weights
 from spinenet_tf.models.layers import Style
 
@@ -48,6 +48,7 @@ def open_checkpoint(
     activation: str | None = None,
     epsilon: float | None = None,
     image_size: int | None = None,
+    anchor_size: float | None = None,
 ) -> Loaded:
     """Recognises a checkpoint by its tensors, builds its model and loads every weight.
 
@@ -56,14 +57,18 @@ def open_checkpoint(
         Garden (`ckpt-277200`), a model folder of ours, or a .keras or .weights.h5 file that
         `--mode=convert` wrote, with its .json.
       activation: 'relu' or 'swish'; epsilon: of batch norm; image_size: side in pixels of the
-        network's input. For foreign files, whose tensors do not tell; what is not given comes from
-        the name of a released file or is the likeliest, and is printed.
+        network's input; anchor_size: `Anchors.size` of a detector. For foreign files, whose tensors
+        do not tell; what is not given comes from the name of a released file or is the
+        likeliest, and is printed.
 
     Raises:
       FileNotFoundError: no checkpoint. ValueError: damaged, of a network that is not here, or with
         tensors too many, too few or of other shapes, which it lists.
     """
-    settings = {"activation": activation, "epsilon": epsilon, "image_size": image_size}
+    settings = {
+        "activation": activation, "epsilon": epsilon, "image_size": image_size,
+        "anchor_size": anchor_size,
+    }  # fmt: skip
     if str(path).endswith(KERAS_FILES):
         _no_settings(path, settings)
         return _open_keras(str(path))
@@ -74,7 +79,7 @@ def open_checkpoint(
     else:
         shapes = {name: value.shape for name, value in weights.tensors.items()}
         facts = _facts(weights.path, shapes)
-        description = describe.of_foreign(weights.path, weights.kind, facts, **settings)
+        description = describe.of_foreign(weights.path, weights.kind, facts, settings)
     task, model = describe.build(description)
     assign(model, weights)
     return Loaded(model, task, description, weights.velocities, weights.step)
@@ -138,25 +143,37 @@ def _check_conventions(weights: Weights, task: Any, part: str) -> None:
     """Weights of the right shapes may still mean something else.
 
     Raises:
-      ValueError: the recipe pads otherwise, or has its anchors in another order.
+      ValueError: the recipe pads or activates otherwise, or has its anchors in another order.
     """
+    style = dataclasses.asdict(Style())
+    wanted = {f"Style.{k}": (style[k], v) for k, v in _style_of(weights).items()}
     anchors = getattr(task, "anchors", None) if part == "model" else None
-    if weights.kind == "own":
+    if anchors and weights.kind == "own":
         model_dir = os.path.dirname(weights.path)
         classes = folder.read_sidecar(model_dir).get("task", {}).get("num_classes")
-        if anchors:
-            folder.check_fits(model_dir, dataclasses.replace(task, num_classes=classes))
-        return
-    wanted = {"Style.numerics": (Style().numerics, weights.kind)}
-    if anchors:
+        folder.check_fits(model_dir, dataclasses.replace(task, num_classes=classes))
+    elif anchors:
         ratios = describe.ASPECT_RATIOS[weights.kind]
         wanted["Anchors.aspect_ratios"] = (tuple(anchors.aspect_ratios), ratios)
-    wrong = [f"{name} = {there!r}" for name, (here, there) in wanted.items() if here != there]
+    wrong = [
+        f"{name} = {there!r} (the recipe has {here!r})"
+        for name, (here, there) in wanted.items()
+        if here != there
+    ]
     if wrong:
-        raise ValueError(
-            f"{weights.path} is a checkpoint of kind {weights.kind!r}, which needs "
-            + " and ".join(wrong)
-        )
+        raise ValueError(f"{weights.path} ({weights.kind}) needs {' and '.join(wrong)}")
+
+
+def _style_of(weights: Weights) -> dict[str, str]:
+    """Activation and numerics of the model of a checkpoint, as far as it is known."""
+    if weights.kind == "own":
+        sidecar = folder.read_sidecar(os.path.dirname(weights.path))
+        style = sidecar.get("bindings", {}).get("Style", {})
+        return {k: style[k] for k in ("activation", "numerics") if k in style}
+    facts = _facts(weights.path, {name: value.shape for name, value in weights.tensors.items()})
+    release = released.release_of(weights.path, weights.kind, facts["network"], facts["size"])
+    known = {"activation": release.activation} if release else {}
+    return known | {"numerics": weights.kind}
 
 
 def _random(names: list[str]) -> str:

@@ -8,6 +8,8 @@ different dates have 1e-3 and 1e-4.
 from pathlib import PurePath
 from typing import NamedTuple
 
+from spinenet_tf import specs
+
 
 class Release(NamedTuple):
     """A released file.
@@ -21,6 +23,7 @@ class Release(NamedTuple):
       accuracy: as published, on COCO val2017 or ImageNet's validation set.
       anchor_size: `Anchors.size`.
       note: what else is known.
+      kind: 'official' or 'model_garden', as in `files.Weights`.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Release(NamedTuple):
     accuracy: str
     anchor_size: float = 3.0
     note: str = ""
+    kind: str = "official"
 
 
 _RETINANET = [
@@ -48,12 +52,14 @@ _RETINANET = [
     ("spinenet-143-ssl", "143", 1280, "swish", "AP 52.6", 4.0, "self-training"),
     ("spinenet-190-ssl", "190", 1280, "swish", "AP 54.2", 4.0, "self-training"),
     ("spinenetmbconv-49-best", "mobile-49", 384, "swish", "AP 28.6"),
-    ("spinenet-49-i640", "49", 640, "swish", "AP 44.2", 3.0, "Model Garden"),
-    ("spinenet-96-i1024", "96", 1024, "swish", "AP 48.5", 3.0, "Model Garden"),
-    ("spinenet-143-i1280", "143", 1280, "swish", "AP 50.0", 4.0, "Model Garden"),
+]  # fmt: skip
+_GARDEN = [
+    ("spinenet-49-i640", "49", 640, "swish", "AP 44.2"),
+    ("spinenet-96-i1024", "96", 1024, "swish", "AP 48.5"),
+    ("spinenet-143-i1280", "143", 1280, "swish", "AP 50.0", 4.0),
     (
         "spinenet49mobile", "mobile-49", 384, "swish", "AP 28.1", 3.0,
-        "Model Garden; its last configs train with hard_swish, which is not here",
+        "its last configs train with hard_swish, which is not here",
     ),
 ]  # fmt: skip
 _MASK_RCNN = [
@@ -77,41 +83,73 @@ _IMAGENET = [
 
 RELEASES = [
     *(Release(row[0], "RetinaNet", *row[1:]) for row in _RETINANET),
+    *(Release(row[0], "RetinaNet", *row[1:])._replace(kind="model_garden") for row in _GARDEN),
     *(Release(row[0], "MaskRCNN", *row[1:]) for row in _MASK_RCNN),
     *(Release(row[0], "Classifier", *row[1:]) for row in _IMAGENET),
 ]
 
-# For models that are none of them: what is likeliest by size.
-IMAGE_SIZES = {"Classifier": 224, "RetinaNet": 640, "MaskRCNN": 640, "": 640}
+# COCO's classes by label; a gap is an id that the data set left out.
+_COCO = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,
+fire hydrant, , stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant,
+bear, zebra, giraffe, , backpack, umbrella, , , handbag, tie, suitcase, frisbee, skis,
+snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard,
+tennis racket, bottle, , wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich,
+orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, ,
+dining table, , , toilet, , tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven,
+toaster, sink, refrigerator, , book, clock, vase, scissors, teddy bear, hair drier, toothbrush"""
+COCO = [name.strip() for name in _COCO.split(",")]
+
+# For models that are none of them: what is likeliest.
 EPSILONS = {"Classifier": 1e-5, "RetinaNet": 1e-3, "MaskRCNN": 1e-3, "": 1e-3}
-SIZED = {
-    "mobile-49XS": (256, 3.0), "mobile-49S": (384, 3.0),
-    "R101-FPN": (1024, 3.0), "R152-FPN": (1280, 4.0),
-}  # fmt: skip
+SIDES = {"mobile-49XS": 256, "mobile-49S": 384, "R101-FPN": 1024, "R152-FPN": 1280}
 
 
-def release_of(path: str, network: str, size: str) -> Release | None:
-    """The release of this network and size that a folder or file of `path` is named after."""
+def release_of(path: str, kind: str, network: str, size: str) -> Release | None:
+    """The release of this origin, network and size after which a folder or file is named."""
     parts = {part.removesuffix(".tar.gz") for part in PurePath(path).parts}
-    found = [r for r in RELEASES if r.name in parts and (r.network, r.size) == (network, size)]
+    model = (kind, network, size)
+    found = [r for r in RELEASES if r.name in parts and (r.kind, r.network, r.size) == model]
     return found[0] if found else None
 
 
-def likely(network: str, size: str) -> tuple[int, float]:
-    """Image size and anchor size of a model whose file name says nothing."""
-    if size in SIZED and network != "Classifier":
-        return SIZED[size]
-    of_size = [r for r in RELEASES if (r.network, r.size) == (network, size)]
-    if of_size:
-        return of_size[0].image_size, of_size[0].anchor_size
-    return IMAGE_SIZES[network], 3.0
+def settings(release: Release) -> dict[str, str | float]:
+    """What the shapes of a model do not tell."""
+    found = {
+        "activation": release.activation,
+        "epsilon": EPSILONS[release.network],
+        "image_size": release.image_size,
+        "anchor_size": release.anchor_size,
+    }
+    if release.network not in ("RetinaNet", "MaskRCNN"):
+        del found["anchor_size"]
+    return found
+
+
+def likeliest(kind: str, network: str, size: str) -> Release:
+    """The first release of a model, which is the plain one; or one made up, without a name."""
+    for release in RELEASES:
+        if (release.kind, release.network, release.size) == (kind, network, size):
+            return release._replace(name="")
+    side = 224 if network == "Classifier" else SIDES.get(size, 640)
+    theirs = kind == "model_garden" and network == "RetinaNet" and size in specs.SIZES
+    activation = "swish" if theirs or size == "190" or size.startswith("mobile") else "relu"
+    return Release("", network, size, side, activation, "", 4.0 if side >= 1280 else 3.0)
+
+
+def categories(network: str, num_classes: int | None) -> list[dict]:
+    """COCO's categories for detectors with its 91 classes; [] where nothing is known."""
+    if not network or network == "Classifier" or num_classes != len(COCO) + 1:
+        return []
+    return [{"id": i, "name": n, "label": i} for i, n in enumerate(COCO, 1) if n]
 
 
 def table() -> str:
     """The releases as the README's Markdown table."""
     rows = ["| file | model | image | activation | published |", "| --- | --- | --- | --- | --- |"]
     for r in RELEASES:
-        note = f"; {r.note}" if r.note else ""
+        garden = "Model Garden" if r.kind == "model_garden" else ""
+        note = "".join(f"; {said}" for said in (garden, r.note) if said)
         model = f"{r.network} {r.size}"
         rows.append(
             f"| {r.name} | {model} | {r.image_size} | {r.activation} | {r.accuracy}{note} |"
