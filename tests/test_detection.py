@@ -195,6 +195,6 @@ def test_loss_and_gradients_compile_with_xla():
         results.append(step(task, model, batch))
     for name, value in results[0][0].items():
         assert float(results[1][0][name]) == pytest.approx(float(value), rel=1e-3)
-    scale = max(np.abs(g).max() for g in results[0][1])
-    for a, b in zip(results[0][1], results[1][1], strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-3 * scale)
+    # Over all weights: rounding turns some ReLUs, and single gradients with them.
+    eager, xla = (np.concatenate([np.ravel(g) for g in r[1]]) for r in results)
+    assert np.linalg.norm(eager - xla) < 1e-2 * np.linalg.norm(eager)
