@@ -33,7 +33,7 @@ def canvases(sizes, canvas):
 def test_view_equals_the_host_within_one_grey_level(size, scale):
     images, batch, sizes = canvases([(60, 80), (80, 33), (80, 80), (1, 80)], 80)
     draws = tf.constant(RNG.random((4, 4)), tf.float32)
-    view = augment.random_view(sizes, size, scale, True, draws)
+    view = augment.random_view(sizes, augment.Augmentation(size, scale, True), draws)
     actual = augment.view_images(batch, sizes, view, size)
     grey = 1 / 255 / 0.225
     for i, image in enumerate(images):
@@ -58,7 +58,7 @@ def test_boxes_follow_their_pixels():
     batch = tf.constant(np.repeat(np.pad(image, [(0, 0), (0, 16), (0, 0)])[None], count, 0))
     sizes = tf.constant([[80, 64]] * count)
     draws = tf.constant(RNG.random((count, 4)), tf.float32)
-    view = augment.random_view(sizes, 80, (0.6, 1.7), True, draws)
+    view = augment.random_view(sizes, augment.Augmentation(80, (0.6, 1.7), True), draws)
     assert 0 < view.flip.numpy().sum() < count
     pixels = augment.view_images(batch, sizes, view, 80).numpy() * augment.STDDEV + augment.MEAN
     boxes = augment.view_boxes(tf.constant(np.tile(box, (count, 1, 1))), sizes, view).numpy()[:, 0]
@@ -73,12 +73,16 @@ def test_boxes_follow_their_pixels():
 def test_equal_draws_give_equal_views_and_the_crop_covers_the_whole_image():
     sizes = tf.constant([[50, 100]] * 1000)
     draws = tf.constant(RNG.random((1000, 4)), tf.float32)
-    view = augment.random_view(sizes, 64, (2.0, 2.0), True, draws)
-    again = augment.random_view(sizes, 64, (2.0, 2.0), True, draws)
+    view = augment.random_view(sizes, augment.Augmentation(64, (2.0, 2.0), True), draws)
+    again = augment.random_view(sizes, augment.Augmentation(64, (2.0, 2.0), True), draws)
     for a, b in zip(view, again, strict=True):
         np.testing.assert_array_equal(a, b)
     # 128 x 64 from 64: x offsets 0..64 all come, there is no room in y
     offsets = view.offset.numpy()
     assert set(offsets[:, 0]) == {0.0}
     assert offsets[:, 1].min() == 0 and offsets[:, 1].max() == 64
-    assert not augment.random_view(sizes, 64, (2.0, 2.0), False, draws).flip.numpy().any()
+    assert (
+        not augment.random_view(sizes, augment.Augmentation(64, (2.0, 2.0), False), draws)
+        .flip.numpy()
+        .any()
+    )

@@ -10,8 +10,8 @@ from test_models import assert_close
 
 from spinenet_tf import MaskRCNN, SpineNet
 from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
+from spinenet_tf.ops import augment, rois
 from spinenet_tf.ops import masks as mask_ops
-from spinenet_tf.ops import rois
 from spinenet_tf.tasks.instances import Instances, InstanceSegmentation
 
 RNG = np.random.default_rng(2)
@@ -156,7 +156,7 @@ def test_mask_targets_are_the_objects_pixels(records):
     from spinenet_tf.tasks import common
     from spinenet_tf.tasks.instances import Regions
 
-    _, view = common.look(batch, 64, scale=(1.0, 1.0), flip=True)
+    _, view = common.look(batch, 64, augment.Augmentation(64, (1.0, 1.0), True))
     boxes, whole, valid = common.seen_objects(batch, view, 64)
     truth = mask_ops.flip_masks(tf.cast(batch["masks"], tf.float32) / 255.0, view.flip)
     there = np.asarray(valid)[:, :4]

@@ -66,7 +66,7 @@ def test_files_counts_and_classes(folder):
 
 def test_counts_are_those_of_the_files(folder):
     counts = [len(list(tf.data.TFRecordDataset(f))) for f in data(folder).files()]
-    assert pipeline._counts(data(folder), data(folder).files()) == counts and len(counts) == 3
+    assert data(folder).counts(data(folder).files()) == counts and len(counts) == 3
 
 
 def test_every_image_comes_once_with_its_label(folder):

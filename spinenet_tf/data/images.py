@@ -1,5 +1,6 @@
 """Encoded images and masks -> pixels: whole on a canvas, or the crop of one object."""
 
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -19,13 +20,62 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
     )
 
 
+def decode_within(encoded: tf.Tensor, limit: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes an image and reduces it, if its long side is more than `limit` pixels.
+
+    Of JPEGs at least twice as large only a half, a quarter or an eighth is decoded, by the cosine
+    transform, and the rest is resized: no whole photo of 50 megapixels is ever made.
+
+    Returns:
+      [h, w, 3] uint8 and [2] int32, height and width of the image in its file.
+    """
+    image, source_size = tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: _decode_jpeg_near(encoded, limit),
+        lambda: _decode_other(encoded),
+    )
+    return _reduce(image, source_size, limit), source_size
+
+
+def _decode_jpeg_near(encoded: tf.Tensor, limit: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The smallest of four decodings that is not smaller than `limit`; the size of the first."""
+    source_size = tf.io.extract_jpeg_shape(encoded)[:2]
+    decode = functools.partial(
+        tf.io.decode_jpeg, encoded, channels=3, dct_method="INTEGER_ACCURATE"
+    )
+    times = tf.reduce_max(source_size) // limit
+    octave = tf.reduce_sum(tf.cast(times >= [2, 4, 8], tf.int32))
+    ratios = [functools.partial(decode, ratio=2**k) for k in range(4)]
+    return tf.switch_case(octave, ratios), source_size
+
+
+def _decode_other(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return image, tf.shape(image)[:2]
+
+
+def _reduce(image: tf.Tensor, source_size: tf.Tensor, limit: int) -> tf.Tensor:
+    """Resizes what was decoded of a file of `source_size`, so that its long side is `limit`."""
+    ratio = tf.minimum(limit / tf.reduce_max(source_size), 1.0)
+    size = tf.cast(tf.round(tf.cast(source_size, tf.float64) * ratio), tf.int32)
+    size = tf.maximum(size, 1)
+    is_so = tf.reduce_all(tf.shape(image)[:2] == size)
+    image = tf.cond(is_so, lambda: image, lambda: _resize(image, size))
+    return tf.ensure_shape(image, [None, None, 3])
+
+
 def place(image: tf.Tensor, canvas: int) -> dict[str, tf.Tensor]:
-    """Puts [h, w, 3] uint8 on a square canvas: image, image_size and source_size of a row."""
-    source_size = tf.shape(image)[:2]
-    ratio = canvas / tf.reduce_max(source_size)
-    small = tf.cast(tf.round(tf.cast(source_size, tf.float64) * ratio), tf.int32)
-    size = tf.where(ratio < 1.0, tf.maximum(small, 1), source_size)
-    image = tf.cond(ratio < 1.0, lambda: _resize(image, size), lambda: image)
+    """Puts an image on a square canvas: image, image_size and source_size of a row.
+
+    Args:
+      image: [h, w, 3] uint8, or [] string, encoded: what `decode_within` makes of it.
+    """
+    if image.dtype == tf.string:
+        image, source_size = decode_within(image, canvas)
+    else:
+        source_size = tf.shape(image)[:2]
+        image = _reduce(image, source_size, canvas)
+    size = tf.shape(image)[:2]
     padding = [[0, canvas - size[0]], [0, canvas - size[1]], [0, 0]]
     image = tf.ensure_shape(tf.pad(image, padding), [canvas, canvas, 3])
     return {"image": image, "image_size": size, "source_size": source_size}
@@ -85,7 +135,9 @@ def central_view(encoded: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def central_crop(image: tf.Tensor, size: int) -> tf.Tensor:
-    """As `central_view`, of a decoded [h, w, 3] uint8 image."""
+    """As `central_view`, of [h, w, 3] uint8, or of [] string, encoded."""
+    if image.dtype == tf.string:
+        return central_view(image, size)
     window = _central_window(*tf.unstack(tf.shape(image)[:2]), size)
     return _square(_cut(image, window), size)
 
@@ -113,8 +165,8 @@ def _decode_window(
         )
 
     def other():
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        return _cut(image, window(*tf.unstack(tf.shape(image)[:2])))
+        image, size = _decode_other(encoded)
+        return _cut(image, window(*tf.unstack(size)))
 
     return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
 

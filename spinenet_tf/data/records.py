@@ -10,6 +10,12 @@ shards are read as they are and ours are read by their tools:
     image/object/class/label (0 is background), image/object/is_crowd                int64
     image/object/area (pixels)                                                       float
 
+and, for training on masks without decoding PNGs,
+
+    image/object/box_masks (zlib of n x m x m bytes: 255 in the object, each mask    bytes
+    in the frame of its box, see `images.crop_masks`)
+    image/object/box_masks/size (m)                                                  int64
+
 Classification records have those of `imagenet_to_gcs.py` of tensorflow/tpu, which Model Garden
 reads too: the first two lines and
 
@@ -25,6 +31,7 @@ import tensorflow as tf
 
 PNG_SIGNATURE = b"\x89PNG"
 HASH_BUCKETS = 2**62  # so many that the ids of a data set do not collide
+BOX_MASKS, BOX_MASK_SIZE = "image/object/box_masks", "image/object/box_masks/size"
 SIDES = ("ymin", "xmin", "ymax", "xmax")
 
 
@@ -149,10 +156,13 @@ def _schema(masks: bool) -> dict:
     schema |= {f"image/object/bbox/{side}": _listed(tf.float32) for side in SIDES}
     if masks:
         schema["image/object/mask"] = _listed(tf.string)
+        schema[BOX_MASKS] = tf.io.FixedLenFeature([], tf.string, "")
+        schema[BOX_MASK_SIZE] = tf.io.FixedLenFeature([], tf.int64, 0)
     return schema
 
 
-def _numeric_id(source_id: tf.Tensor, filename: tf.Tensor) -> tf.Tensor:
+def numeric_id(source_id: tf.Tensor, filename: tf.Tensor) -> tf.Tensor:
+    """int64: the source id if decimal, otherwise a stable positive hash of it or of the name."""
     decimal = tf.strings.regex_full_match(source_id, "[0-9]{1,18}")  # what an int64 can hold
     number = tf.strings.to_number(tf.where(decimal, source_id, "0"), tf.int64)
     text = tf.where(source_id == "", filename, source_id)
@@ -162,6 +172,16 @@ def _numeric_id(source_id: tf.Tensor, filename: tf.Tensor) -> tf.Tensor:
 def _or_default(values: tf.Tensor, default: tf.Tensor) -> tf.Tensor:
     # A missing feature is read as an empty list, so `default` fills what `values` lacks.
     return tf.concat([values, default[tf.size(values) :]], 0)
+
+
+def parse(serialized: tf.Tensor, *, masks: bool = False) -> dict[str, tf.Tensor]:
+    """The features of one serialized example that are needed, as they are; {key: value or list}."""
+    return tf.io.parse_single_example(serialized, _schema(masks))
+
+
+def boxes_of(parsed: dict[str, tf.Tensor]) -> tf.Tensor:
+    """[..., n, 4] float32, yxyx, of parsed lists or of batches of them."""
+    return tf.stack([parsed[f"image/object/bbox/{side}"] for side in SIDES], -1)
 
 
 def parse_example(serialized: tf.Tensor, *, masks: bool = False) -> dict[str, tf.Tensor]:
@@ -178,9 +198,9 @@ def parse_example(serialized: tf.Tensor, *, masks: bool = False) -> dict[str, tf
       area: [n] float32 in pixels, the box's in records that do not say.
       masks: [n] string with `masks=True`, PNG bytes, "" in records that have none.
     """
-    parsed = tf.io.parse_single_example(serialized, _schema(masks))
+    parsed = parse(serialized, masks=masks)
     height, width = (tf.cast(parsed[f"image/{side}"], tf.int32) for side in ("height", "width"))
-    boxes = tf.stack([parsed[f"image/object/bbox/{side}"] for side in SIDES], -1)
+    boxes = boxes_of(parsed)
     sides = (boxes[:, 2:] - boxes[:, :2]) * tf.cast(tf.stack([height, width]), tf.float32)
     labels = tf.cast(parsed["image/object/class/label"], tf.int32)
     crowd = _or_default(tf.cast(parsed["image/object/is_crowd"], tf.int32), tf.zeros_like(labels))
@@ -188,7 +208,7 @@ def parse_example(serialized: tf.Tensor, *, masks: bool = False) -> dict[str, tf
         "encoded": parsed["image/encoded"],
         "height": height,
         "width": width,
-        "id": _numeric_id(parsed["image/source_id"], parsed["image/filename"]),
+        "id": numeric_id(parsed["image/source_id"], parsed["image/filename"]),
         "boxes": boxes,
         "labels": labels,
         "crowd": crowd > 0,
@@ -215,7 +235,7 @@ def parse_class_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     parsed = tf.io.parse_single_example(serialized, IMAGE_SCHEMA | label)
     return {
         "encoded": parsed["image/encoded"],
-        "id": _numeric_id(parsed["image/source_id"], parsed["image/filename"]),
+        "id": numeric_id(parsed["image/source_id"], parsed["image/filename"]),
         "label": tf.cast(parsed["image/class/label"], tf.int32),
     }
 

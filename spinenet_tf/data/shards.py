@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import tensorflow as tf
 
 Job = TypeVar("Job")
+FRAME = 16  # bytes around a record in its file: its length and two checksums
 IMAGES_PER_PROCESS = 64  # fewer are not worth the start of another process
 
 
@@ -141,3 +142,14 @@ def write_shards(
             state["shards"][os.path.basename(path)] = _write_shard(path, shard, progress)
             write_json(f"{prefix}.state.json", state)
     return dict(sorted(state["shards"].items()))
+
+
+def count(path: str) -> int:
+    """Records of a TFRecord file: walks from length to length, whatever the checksums say."""
+    size, place, records = tf.io.gfile.stat(path).length, 0, 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while place < size:
+            file.seek(place)
+            place += int.from_bytes(file.read(8), "little") + FRAME
+            records += 1
+    return records

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from spinenet_tf.data import records
-from spinenet_tf.data.pipeline import Data
+from spinenet_tf.data.source import Data
 
 DECIMALS = 3  # of a box, pixels: published ones have two, and records hold float32 fractions
 

@@ -55,11 +55,12 @@ def predict_files(
     results, bad = [], []
     for path, (image_id, stem) in zip(files, _identify(files), strict=True):
         try:
-            image = pipeline.decode_image(tf.io.read_file(path))
+            encoded = tf.io.read_file(path)
+            image = pipeline.decode_image(encoded)
         except tf.errors.InvalidArgumentError:
             bad.append(f"{path} is not a JPEG, PNG, GIF or BMP image")
             continue
-        row = {k: v[None] for k, v in task.row(image, canvas).items()}
+        row = {k: v[None] for k, v in task.row(encoded, canvas).items()}
         found = predict(row)
         found = type(found)(*(part[0].numpy() for part in found))
         rows = task.results(found, image_id, category_ids or {}, image.shape[:2])

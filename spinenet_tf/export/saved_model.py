@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spinenet_tf.data import pipeline, records
+from spinenet_tf.data import records
 
 
 def export(task: Any, model: keras.Model, folder: str, *, canvas: int) -> None:
@@ -30,7 +30,7 @@ def export(task: Any, model: keras.Model, folder: str, *, canvas: int) -> None:
 
 def _endpoints(task: Any, model: keras.Model, canvas: int) -> dict:
     def detect(inputs, to_image):
-        def row(value):
+        def row(value):  # encoded images are decoded as those of training
             return task.row(to_image(value), canvas)
 
         # map_fn wants to know what a row looks like before it has seen one.
@@ -41,10 +41,10 @@ def _endpoints(task: Any, model: keras.Model, canvas: int) -> dict:
         return task.serve(task.predict(model, batch, native=True))
 
     def from_example(value):
-        return pipeline.decode_image(records.parse_example(value)["encoded"])
+        return records.parse_example(value)["encoded"]
 
     def bytes_endpoint(inputs):
-        return detect(inputs, pipeline.decode_image)
+        return detect(inputs, tf.identity)
 
     return {
         "serving_default": (bytes_endpoint, [None], tf.string),

@@ -49,6 +49,7 @@ class Classification:
     network: ClassVar = "Classifier"  # the builder that gin binds
     labels: ClassVar = ("class", "class")  # what to read in training and in evaluation
     log_names: ClassVar = ("class", "l2", "total")
+    augmentation: ClassVar = None  # random views are made by the host, which decodes only them
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
@@ -102,11 +103,10 @@ class Classification:
                 f"images of {tuple(images.shape[1:3])}, Classification.image_size="
                 f"{self.image_size}: set Data.canvas to it"
             )
-        mean, stddev = (255.0 * tf.constant(c) for c in (augment.MEAN, augment.STDDEV))
-        return (tf.cast(images, tf.float32) - mean) / stddev
+        return augment.normalise(images)
 
     def row(self, image: tf.Tensor, canvas: int) -> dict[str, tf.Tensor]:
-        """The row of a batch that `predict` needs, from one decoded [h, w, 3] uint8 image."""
+        """The row of a batch that `predict` needs, from one image: see `images.central_crop`."""
         return {"image": central_crop(image, self.image_size)}
 
     def serve(self, found: Guesses) -> dict[str, tf.Tensor]:

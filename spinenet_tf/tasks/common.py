@@ -7,17 +7,21 @@ from spinenet_tf.ops import augment, boxes
 
 
 def look(
-    batch: dict, size: int, *, scale: tuple[float, float] | None = None, flip: bool = False
+    batch: dict, size: int, augmentation: augment.Augmentation | None = None
 ) -> tuple[tf.Tensor, augment.View]:
-    """The network's input: images fitted to `size` pixels or, with `scale`, augmented at random.
+    """The network's input: images fitted to `size` pixels or augmented at random.
+
+    Batches of host mode (with `viewed`) are random views already, and only normalised.
 
     Returns:
       [b, size, size, 3] float32, normalised, and the view that made them.
     """
-    if scale is None:
+    if "viewed" in batch:
+        view = augment.identity_view(batch["image_size"])
+    elif augmentation is None:
         view = augment.fit_view(batch["image_size"], size)
     else:
-        view = augment.random_view(batch["image_size"], size, scale, flip, batch["draws"])
+        view = augment.random_view(batch["image_size"], augmentation, batch["draws"])
     return augment.view_images(batch["image"], batch["image_size"], view, size), view
 
 

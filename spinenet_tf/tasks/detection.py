@@ -57,6 +57,11 @@ class Detection:
     labels: ClassVar = ("boxes", "boxes")  # what to read in training and in evaluation
     log_names: ClassVar = ("class", "box", "l2", "total")
 
+    @property
+    def augmentation(self) -> augment.Augmentation:
+        """The random views of training."""
+        return augment.Augmentation(self.image_size, self.scale, self.flip)
+
     def build(self) -> keras.Model:
         """RetinaNet for this task's input, classes and anchors; gin says which one.
 
@@ -88,8 +93,7 @@ class Detection:
         Returns:
           (total, {'class', 'box', 'l2', 'total'}), float32 scalars.
         """
-        augmentation = dict(scale=self.scale, flip=self.flip) if training else {}
-        images, view = common.look(batch, self.image_size, **augmentation)
+        images, view = common.look(batch, self.image_size, self.augmentation if training else None)
         class_logits, box_outputs = self.flatten(model(images, training=training))
         targets = self.targets(batch, view)
         positives = tf.reduce_sum(tf.cast(targets.positive, tf.float32))
@@ -149,7 +153,7 @@ class Detection:
         return tuple(tf.concat(common.flatten(outputs[k], n), 1) for k, n in widths.items())
 
     def row(self, image: tf.Tensor, canvas: int) -> dict[str, tf.Tensor]:
-        """The row of a batch that `predict` needs, from one decoded [h, w, 3] uint8 image."""
+        """The row of a batch that `predict` needs, from one image: see `data.images.place`."""
         return place(image, canvas)
 
     def serve(self, found: nms.Detections) -> dict[str, tf.Tensor]:

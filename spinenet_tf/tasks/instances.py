@@ -14,8 +14,8 @@ from spinenet_tf.data.pipeline import Data
 from spinenet_tf.data.truth import coco_truth
 from spinenet_tf.draw import draw_boxes, draw_masks
 from spinenet_tf.models.mask_rcnn import BOX_CELLS, MASK_CELLS, MASK_SIZE, MaskRCNN
+from spinenet_tf.ops import augment, losses, masks, matching, nms, rois
 from spinenet_tf.ops import boxes as box_ops
-from spinenet_tf.ops import losses, masks, matching, nms, rois
 from spinenet_tf.ops.anchors import Anchors
 from spinenet_tf.tasks import common
 from spinenet_tf.tasks.coco import MaskMetric, coco_boxes, coco_masks
@@ -111,6 +111,11 @@ class InstanceSegmentation:
         "rpn_score", "rpn_box", "class", "box", "mask", "l2", "total",
     )  # fmt: skip
 
+    @property
+    def augmentation(self) -> augment.Augmentation:
+        """The random views of training."""
+        return augment.Augmentation(self.image_size, self.scale, self.flip)
+
     def build(self) -> keras.Model:
         """Mask R-CNN for this task's input, classes and anchors; gin says which one.
 
@@ -142,12 +147,11 @@ class InstanceSegmentation:
         Returns:
           (total, {name: value} over `log_names`), float32 scalars.
         """
-        augmentation = dict(scale=self.scale, flip=self.flip) if training else {}
-        images, view = common.look(batch, self.image_size, **augmentation)
+        images, view = common.look(batch, self.image_size, self.augmentation if training else None)
         boxes, whole, valid = common.seen_objects(batch, view, self.image_size)
         rpn = model.get_layer("rpn")(images, training=training)
         parts = self.rpn_losses(rpn, boxes, valid, batch["draws"])
-        sizes = tf.minimum(view.scaled - view.offset, float(self.image_size))
+        sizes = augment.extent(view, self.image_size)
         proposals, scores = self.propose(rpn, sizes, before=self.proposals_before)
         regions = self.sample_regions(proposals, scores, boxes, valid, batch)
         parts |= self.box_losses(model, rpn["features"], regions, boxes, training)
@@ -274,7 +278,7 @@ class InstanceSegmentation:
         )
 
     def row(self, image: tf.Tensor, canvas: int) -> dict[str, tf.Tensor]:
-        """The row of a batch that `predict` needs, from one decoded [h, w, 3] uint8 image."""
+        """The row of a batch that `predict` needs, from one image: see `data.images.place`."""
         return place(image, canvas)
 
     def serve(self, found: Instances) -> dict[str, tf.Tensor]:

@@ -12,7 +12,9 @@ import keras
 import tensorflow as tf
 
 from spinenet_tf.checkpoints import folder, load
+from spinenet_tf.data.check import named_errors
 from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
+from spinenet_tf.data.report import Report
 from spinenet_tf.models.layers import training_progress
 from spinenet_tf.train.optimizer import Momentum, Schedule
 from spinenet_tf.train.progress import NoticeSigterm, Progress
@@ -27,6 +29,8 @@ class Task(Protocol):
     network: str  # the gin name of its model's builder
     labels: tuple[str, str]  # what `data.pipeline` reads in training and in evaluation
     log_names: tuple[str, ...]  # of the scalars that `loss` returns
+    num_classes: int  # with the background
+    augmentation: Any  # `ops.augment.Augmentation` of training, None if the host crops
 
     def build(self) -> keras.Model:
         """The model, untrained."""
@@ -41,7 +45,7 @@ class Task(Protocol):
         """An object with update(batch, predictions), result() and write(path)."""
 
     def row(self, image: Any, canvas: int) -> dict[str, Any]:
-        """The row of a batch that `predict` needs, from one decoded image."""
+        """The row of a batch that `predict` needs, from one image, decoded or (string) encoded."""
 
     def serve(self, found: tuple) -> dict[str, Any]:
         """What a SavedModel returns of a prediction."""
@@ -165,14 +169,18 @@ class Run:
             ),
             total,
         )
-        labels = self.task.labels[0]
+        report, about = Report(data.bad_records), self._about(data, 0)
         batches = iter(
-            self._distribute(lambda **at: train_batches(data, labels=labels, step=start, **at))
+            self._distribute(
+                lambda **at: train_batches(
+                    step=start, augmentation=self.task.augmentation, report=report, **about, **at
+                )
+            )
         )
         progress = Progress(
             start, total, data.batch_size, self.task.log_names, self.summary_writer("train")
         )
-        with NoticeSigterm() as came:
+        with NoticeSigterm() as came, named_errors(**about):
             for step in self._loops(start, total):
                 logs = train_steps(batches, tf.constant(step - progress.step))
                 self._check_finite(logs, progress.step, step)
@@ -184,14 +192,23 @@ class Run:
                     print(f"SIGTERM: saved step {step} in {self.model_dir}", flush=True)
                     sys.exit(PREEMPTED)
                 after_loop(step)
+        print(f"input: {report or 'nothing was left out'}", flush=True)
 
     def evaluate(self, data: Data, look: Callable[[dict, tuple], None] = lambda b, d: None) -> Any:
         """The task's metric over all images, with the weights as they are.
 
         `look` sees the first batch, images included, and its detections.
         """
-        metric, kind = self.task.metric(data), self.task.labels[1]
-        batches = self._distribute(lambda **at: eval_batches(data, labels=kind, **at))
+        metric, about = self.task.metric(data), self._about(data, 1)
+        report = Report(data.bad_records)
+        batches = self._distribute(lambda **at: eval_batches(report=report, **about, **at))
+        with named_errors(**about):
+            self._evaluate(batches, metric, look)
+        if report:
+            print(f"input: {report}", flush=True)
+        return metric
+
+    def _evaluate(self, batches, metric: Any, look: Callable[[dict, tuple], None]) -> None:
         for number, batch in enumerate(batches):
             found = self._predict(batch)
             detections = type(found)(*(self._gather(part) for part in found))
@@ -201,7 +218,10 @@ class Run:
             metric.update(labels, detections)
             if not number:
                 look(labels, detections)
-        return metric
+
+    def _about(self, data: Data, which: int) -> dict:
+        """What the input of training (0) or evaluation (1) has to know."""
+        return dict(data=data, labels=self.task.labels[which], num_classes=self.task.num_classes)
 
     def _compile(self, rate: Callable[[tf.Tensor], tf.Tensor], total_steps: int):
         """Returns train_steps(iterator, n) -> mean logs of n steps."""
