@@ -19,10 +19,12 @@ and lists what had to be left out. Any path may be gs://. Stopped, it goes on wh
 import os
 import sys
 import time
+from functools import partial
 
 from absl import app, flags
 
 from spinenet_tf.data import classes
+from spinenet_tf.data.shards import in_processes
 
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Prefix of the shards.", required=True)
@@ -30,7 +32,9 @@ ANNOTATIONS = flags.DEFINE_string("annotations", "", "JSON with the images' clas
 CLASSES = flags.DEFINE_string("classes", "", "List of the class folders, in their labels' order.")
 BBOX_CROPS = flags.DEFINE_bool("bbox_crops", False, "One example a box, cropped around it.")
 NUM_SHARDS = flags.DEFINE_integer("num_shards", 8, "Number of shards.", lower_bound=1)
-WORKERS = flags.DEFINE_integer("workers", None, "Processes; by default as many as cores.", 1)
+WORKERS = flags.DEFINE_integer(
+    "workers", None, "Processes; by default as many as cores, and at most one a shard.", 1
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace shards made from other inputs.")
 STRICT = flags.DEFINE_bool("strict", False, "Exit with status 1 if anything was rejected.")
 
@@ -59,7 +63,7 @@ def main(_: list[str]) -> None:
             classes=CLASSES.value,
             bbox_crops=BBOX_CROPS.value,
             num_shards=NUM_SHARDS.value,
-            workers=WORKERS.value,
+            run=partial(in_processes, workers=WORKERS.value),
             overwrite=OVERWRITE.value,
         )
     except (OSError, ValueError) as error:

@@ -11,20 +11,28 @@ lists what had to be left out. Any path may be gs://. Stopped, it goes on when i
 import os
 import sys
 import time
+from functools import partial
 
 from absl import app, flags
 
 from spinenet_tf.data import coco
+from spinenet_tf.data.shards import in_processes
 
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images.", required=True)
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "Instances JSON.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Prefix of the shards.", required=True)
 NUM_SHARDS = flags.DEFINE_integer("num_shards", 8, "Number of shards.", lower_bound=1)
-MASKS = flags.DEFINE_bool("masks", True, "Write the objects' masks.")
+MASKS = flags.DEFINE_bool("masks", True, "Write the objects' masks in the frames of their boxes.")
+PNG_MASKS = flags.DEFINE_bool(
+    "png_masks", True, "With --masks: also PNGs of whole images, for other tools and evaluation."
+)
+MASK_SIZE = flags.DEFINE_integer("mask_size", 112, "Data.mask_size of training.", lower_bound=1)
 CONTIGUOUS_LABELS = flags.DEFINE_bool(
     "contiguous_labels", False, "Number the categories 1, 2, ... instead of using their ids."
 )
-WORKERS = flags.DEFINE_integer("workers", None, "Processes; by default as many as cores.", 1)
+WORKERS = flags.DEFINE_integer(
+    "workers", None, "Processes; by default as many as cores, and at most one a shard.", 1
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace shards made from other inputs.")
 STRICT = flags.DEFINE_bool("strict", False, "Exit with status 1 if anything was rejected.")
 
@@ -52,8 +60,10 @@ def main(_: list[str]) -> None:
             OUTPUT.value,
             num_shards=NUM_SHARDS.value,
             masks=MASKS.value,
+            png_masks=PNG_MASKS.value,
+            mask_size=MASK_SIZE.value,
             contiguous_labels=CONTIGUOUS_LABELS.value,
-            workers=WORKERS.value,
+            run=partial(in_processes, workers=WORKERS.value),
             overwrite=OVERWRITE.value,
         )
     except (OSError, ValueError) as error:

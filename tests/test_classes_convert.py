@@ -11,8 +11,8 @@ import tensorflow as tf
 from PIL import Image
 
 from spinenet_tf.data import classes
-from spinenet_tf.data.coco import Rejection
 from spinenet_tf.data.pipeline import Data, eval_batches
+from spinenet_tf.data.shards import Rejection
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ def rows(prefix):
 
 
 def run(images, prefix, **options):
-    options = {"num_shards": 2, "workers": 1} | options
+    options = {"num_shards": 2} | options
     return classes.convert(str(images), str(prefix), **options)
 
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pycocotools.coco import COCO
 
 from spinenet_tf.data import coco, synthetic
 from spinenet_tf.data.records import parse_example
+from spinenet_tf.data.shards import in_processes
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT.parent / "shared" / "data" / "coco_mini"
@@ -43,7 +45,7 @@ def write(folder, images, annotations, categories=CATEGORIES):
 
 
 def run(source, prefix, **options):
-    return coco.convert(*source, str(prefix), **{"num_shards": 1, "workers": 1} | options)
+    return coco.convert(*source, str(prefix), **{"num_shards": 1} | options)
 
 
 def read(prefix, masks=False):
@@ -245,7 +247,7 @@ def test_no_record_is_lost_or_doubled(shapes, tmp_path):
 
 def test_parallel_equals_serial(shapes, tmp_path):
     run(shapes, tmp_path / "a" / "set", num_shards=3)
-    run(shapes, tmp_path / "b" / "set", num_shards=3, workers=2)
+    run(shapes, tmp_path / "b" / "set", num_shards=3, run=partial(in_processes, workers=2))
     assert shard_bytes(tmp_path / "a" / "set") == shard_bytes(tmp_path / "b" / "set")
 
 

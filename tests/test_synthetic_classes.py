@@ -66,7 +66,7 @@ def test_the_set_becomes_records_that_are_read(tmp_path):
     counts = np.bincount([a["category_id"] for a in truth["annotations"]])
     assert counts.tolist() == [2] * 20
     summary = classes.convert(
-        str(tmp_path), str(tmp_path / "set"), annotations=str(path), num_shards=2, workers=1
+        str(tmp_path), str(tmp_path / "set"), annotations=str(path), num_shards=2
     )
     assert (summary.num_examples, summary.num_classes, summary.rejected) == (40, 21, [])
     data = pipeline.Data(pattern=f"{tmp_path}/set-*", batch_size=8, canvas=32)

@@ -38,7 +38,7 @@ def write_set(folder):
     triangle["segmentation"] = [[3.5, 4.25, 40.1, 9.0, 22.75, 60.5]]
     triangle["bbox"] = [3.5, 4.25, 36.6, 56.25]
     path.write_text(json.dumps(truth))
-    options = dict(num_shards=2, contiguous_labels=True, workers=1)
+    options = dict(num_shards=2, contiguous_labels=True)
     coco.convert(str(folder / "train"), str(path), str(folder / "set"), **options)
     return truth
 

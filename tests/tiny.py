@@ -38,7 +38,7 @@ def make_records(folder: Path, images: int = 12) -> Path:
     synthetic.write_coco(folder / "images", num_images=images, image_size=64)
     coco.convert(
         str(folder / "images/train"), str(folder / "images/annotations/instances_train.json"),
-        str(folder / "records/set"), num_shards=2, workers=1,
+        str(folder / "records/set"), num_shards=2,
     )  # fmt: skip
     return folder / "records"
 
@@ -46,9 +46,7 @@ def make_records(folder: Path, images: int = 12) -> Path:
 def make_class_records(folder: Path, images: int = 40) -> Path:
     """Renders and converts `images` 64 px beetles of 20 classes; returns the shards' folder."""
     path = synthetic_classes.write_classes(folder, num_images=images, image_size=64)
-    classes.convert(
-        str(folder), str(folder / "records/set"), annotations=str(path), num_shards=2, workers=1
-    )
+    classes.convert(str(folder), str(folder / "records/set"), annotations=str(path), num_shards=2)
     return folder / "records"
 
 

@@ -16,9 +16,15 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from spinenet_tf.data import coco
-from spinenet_tf.data.coco import Rejection
 from spinenet_tf.data.records import encode_class_example
-from spinenet_tf.data.shards import Converted, write_json, write_shards
+from spinenet_tf.data.shards import (
+    Converted,
+    Rejection,
+    Runner,
+    in_processes,
+    write_json,
+    write_shards,
+)
 
 VERSION = 1
 ENLARGED = 1.5  # sides of a crop relative to its box's (section 5.6)
@@ -196,7 +202,7 @@ def convert(
     classes: str = "",
     bbox_crops: bool = False,
     num_shards: int,
-    workers: int | None = None,
+    run: Runner = in_processes,
     overwrite: bool = False,
     seed: int = 0,
 ) -> Summary:
@@ -211,7 +217,7 @@ def convert(
         about its centre and clipped, encoded as a new JPEG (iNaturalist-bbox of section 5.6).
         Labels are numbered as without crops, so classes without a box leave gaps.
 
-    See `write_shards` for restarts, `workers` and `overwrite`.
+    See `write_shards` for restarts, `run` and `overwrite`.
 
     Raises:
       FileNotFoundError: no such folder or JSON.
@@ -234,7 +240,7 @@ def convert(
         partial(convert_image, images_dir),
         num_shards=num_shards,
         fingerprint=fingerprint,
-        workers=workers,
+        run=run,
         overwrite=overwrite,
     )
     counts = sum((Counter(shard["counts"]) for shard in shards.values()), Counter())

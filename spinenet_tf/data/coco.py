@@ -16,17 +16,24 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 from PIL import Image
-from pycocotools import mask as coco_mask
 
+from spinenet_tf.data import masks as mask_files
 from spinenet_tf.data.records import Instance, encode_example
-from spinenet_tf.data.shards import Converted, write_json, write_shards
+from spinenet_tf.data.shards import (
+    Converted,
+    Rejection,
+    Runner,
+    finite,
+    in_processes,
+    write_json,
+    write_shards,
+)
 
-VERSION = 1
+VERSION = 2
 # What every JPEG or PNG decoder turns into RGB alike; any other image is encoded again.
 KEPT_FORMATS = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"), ("PNG", "I;16")}
 JPEG_QUALITY = 95
 CLIP_TOLERANCE = 1e-3  # pixels; published boxes are rounded
-FAR_OUTSIDE = 10  # image sides; a vertex further out is a mistake
 
 
 class Settings(NamedTuple):
@@ -35,6 +42,8 @@ class Settings(NamedTuple):
     images_dir: str
     labels: dict[int, tuple[int, str]]  # category id -> label, name
     masks: bool
+    png_masks: bool
+    mask_size: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Summary:
     num_classes: int  # the highest label + 1, for the background
     shards: dict[str, int]  # file name -> examples
     masks: bool
+    png_masks: bool
+    mask_size: int  # cells of a side of the masks in the frames of boxes
     categories: list[dict]  # id, name, label
     rejected: list[dict]  # annotation_id (None: the whole image), image_id, field, value, reason
     clipped: int  # boxes that were partly outside of their image
@@ -55,28 +66,9 @@ class Summary:
     version: int = VERSION
 
 
-class Rejection(Exception):
-    """Why an image or an annotation cannot be used."""
-
-    def __init__(self, field: str, value: object, reason: str):
-        super().__init__(field, value, reason)
-
-    def entry(self, image_id: object, annotation_id: object = None) -> dict:
-        """The line of the summary's `rejected` list."""
-        field, value, reason = self.args
-        ids = {"annotation_id": annotation_id, "image_id": image_id}
-        # repr, because NaN and infinity have no place in JSON.
-        return ids | {"field": field, "value": repr(value)[:200], "reason": reason}
-
-
-def _finite(values: object) -> bool:
-    numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
-    return numbers and bool(np.isfinite(values).all())
-
-
 def clip_box(box: object, height: int, width: int) -> tuple[float, float, float, float]:
     """The part of an [xmin, ymin, width, height] box inside the image; Rejection if it has none."""
-    if not _finite(box) or len(box) != 4:
+    if not finite(box) or len(box) != 4:
         raise Rejection("bbox", box, "NaN, infinite or not four numbers")
     x, y, w, h = box
     if w <= 0 or h <= 0:
@@ -88,54 +80,6 @@ def clip_box(box: object, height: int, width: int) -> tuple[float, float, float,
     return xmin, ymin, xmax - xmin, ymax - ymin
 
 
-def _run_lengths(compressed: str) -> list[int]:
-    # 5 bits a character, lowest first, bit 5 says 'more'; from the fourth number on differences.
-    runs, value, shift = [], 0, 0
-    for bits in (ord(character) - 48 for character in compressed):
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (bits & 16 and 1) << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value, shift = 0, 0
-    return runs
-
-
-def _check_rle(rle: dict, height: int, width: int) -> dict:
-    counts = rle.get("counts")
-    runs = _run_lengths(counts) if isinstance(counts, str) else counts
-    if rle.get("size") != [height, width]:
-        raise Rejection("segmentation", rle, f"RLE size is not [{height}, {width}]")
-    # pycocotools fills what the runs do not cover with whatever lies in memory.
-    valid = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
-    if not valid or sum(runs) != height * width:
-        raise Rejection("segmentation", rle, "RLE counts do not add up to the image")
-    return {"size": [height, width], "counts": runs}
-
-
-def _check_polygons(polygons: object, height: int, width: int) -> list[list[float]]:
-    if not isinstance(polygons, list) or not polygons:
-        raise Rejection("segmentation", polygons, "neither polygons nor RLE")
-    for polygon in polygons:
-        if not _finite(polygon) or len(polygon) < 6 or len(polygon) % 2:
-            raise Rejection("segmentation", polygon, "not a polygon [x1, y1, x2, y2, x3, y3, ...]")
-        if max(map(abs, polygon)) > FAR_OUTSIDE * max(height, width):
-            raise Rejection("segmentation", polygon, "polygon far outside the image")
-    return polygons
-
-
-def mask_png(segmentation: object, height: int, width: int) -> bytes:
-    """Polygons or RLE (compressed or not) as a PNG of the whole image, one channel, 0 or 1."""
-    if isinstance(segmentation, dict):
-        rle = coco_mask.frPyObjects(_check_rle(segmentation, height, width), height, width)
-    else:
-        polygons = _check_polygons(segmentation, height, width)
-        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    png = io.BytesIO()
-    Image.fromarray(coco_mask.decode(rle)).save(png, "PNG", compress_level=1)  # fast
-    return png.getvalue()
-
-
 def _instance(annotation: dict, image: dict, settings: Settings) -> tuple[Instance, bool]:
     """The object, and whether its box was clipped."""
     category = annotation.get("category_id")
@@ -144,13 +88,19 @@ def _instance(annotation: dict, image: dict, settings: Settings) -> tuple[Instan
     size = image["height"], image["width"]
     box = clip_box(annotation.get("bbox"), *size)
     area, crowd = annotation.get("area", box[2] * box[3]), annotation.get("iscrowd", 0)
-    if not _finite([area]) or area < 0:
+    if not finite([area]) or area < 0:
         raise Rejection("area", area, "NaN, infinite, negative or not a number")
     if crowd not in (0, 1):
         raise Rejection("iscrowd", crowd, "neither 0 nor 1")
-    mask = mask_png(annotation.get("segmentation"), *size) if settings.masks else None
-    clipped = not np.allclose(box, annotation["bbox"], rtol=0, atol=CLIP_TOLERANCE)
-    return Instance(box, *settings.labels[category], bool(crowd), area, mask), clipped
+    pairs = zip(box, annotation["bbox"], strict=True)
+    clipped = any(abs(a - b) > CLIP_TOLERANCE for a, b in pairs)
+    of_mask = {}
+    if settings.masks:
+        window = mask_files.window_of(annotation.get("segmentation"), *size)
+        of_mask["box_mask"] = mask_files.box_mask(window, box, settings.mask_size)
+        of_mask["mask_png"] = mask_files.png(window) if settings.png_masks else None
+    instance = Instance(box, *settings.labels[category], bool(crowd), area, **of_mask)
+    return instance, clipped
 
 
 def read_image(images_dir: str, image: dict) -> tuple[bytes, bool]:
@@ -161,7 +111,7 @@ def read_image(images_dir: str, image: dict) -> tuple[bytes, bool]:
 
 
 def load_picture(images_dir: str, file_name: object) -> tuple[bytes, Image.Image]:
-    """An image file's bytes and what they decode to; Rejection if it is missing or broken."""
+    """An image file's bytes and picture, decoded on use; Rejection if it is missing or broken."""
     path = os.path.join(images_dir, str(file_name))
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -169,11 +119,19 @@ def load_picture(images_dir: str, file_name: object) -> tuple[bytes, Image.Image
     except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):
         raise Rejection("file_name", file_name, f"no image file {path}") from None
     try:
-        picture = Image.open(io.BytesIO(encoded))
-        picture.load()
+        _try_to_decode(encoded)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Rejection("file_name", file_name, f"cannot be decoded: {error}") from None
-    return encoded, picture
+    return encoded, Image.open(io.BytesIO(encoded))
+
+
+def _try_to_decode(encoded: bytes) -> None:
+    picture = Image.open(io.BytesIO(encoded))
+    if (picture.format, picture.mode) in KEPT_FORMATS:
+        # JPEGs at an eighth of the size: all of the file is read, most of the arithmetic is not
+        # done. To be kept, no more need be known.
+        picture.draft("L", (1, 1))
+    picture.load()
 
 
 def check_size(picture: Image.Image, image: dict) -> None:
@@ -293,15 +251,27 @@ def convert(
     *,
     num_shards: int,
     masks: bool = True,
+    png_masks: bool = True,
+    mask_size: int = 112,
     contiguous_labels: bool = False,
-    workers: int | None = None,
+    run: Runner = in_processes,
     overwrite: bool = False,
     seed: int = 0,
 ) -> Summary:
     """Writes `<output_prefix>-*.tfrecord` and `<output_prefix>.json`, the summary.
 
     Images without annotations are kept. Labels are the category ids, or 1, 2, ... in their order
-    with `contiguous_labels`. See `write_shards` for restarts, `workers` and `overwrite`.
+    with `contiguous_labels`. See `write_shards` for restarts, `run` and `overwrite`.
+
+    Args:
+      masks: the objects' masks in the frames of their boxes, `mask_size` cells a side, which is
+        what `Data.mask_size` of training must be for them to be used.
+      png_masks: with them also PNGs of the whole image, for other tools' readers, another
+        `Data.mask_size`, and evaluation against the records instead of the JSON.
+
+    Raises:
+      FileNotFoundError: no such folder or JSON. FileExistsError: shards made of other inputs.
+      ValueError: a JSON that is not COCO's, or ids that cannot be used.
     """
     if f"{output_prefix}.json" == annotations:
         raise ValueError(
@@ -312,15 +282,16 @@ def convert(
         raise FileNotFoundError(f"{images_dir}: no such folder")
     labels = label_map(coco["categories"], contiguous_labels)
     jobs, rejected = _jobs(coco, seed)
-    options = f"{VERSION} {sha256} {num_shards} {masks} {contiguous_labels} {seed}"
+    settings = Settings(images_dir, labels, masks, masks and png_masks, mask_size)
+    options = f"{VERSION} {sha256} {num_shards} {settings[2:]} {contiguous_labels} {seed}"
     fingerprint = hashlib.sha256(options.encode()).hexdigest()
     shards = write_shards(
         output_prefix,
         jobs,
-        partial(convert_image, Settings(images_dir, labels, masks)),
+        partial(convert_image, settings),
         num_shards=num_shards,
         fingerprint=fingerprint,
-        workers=workers,
+        run=run,
         overwrite=overwrite,
     )
     counts = sum((Counter(shard["counts"]) for shard in shards.values()), Counter())
@@ -331,6 +302,8 @@ def convert(
         num_classes=1 + max((label for label, _ in labels.values()), default=0),
         shards={name: shard["counts"].get("examples", 0) for name, shard in shards.items()},
         masks=masks,
+        png_masks=settings.png_masks,
+        mask_size=mask_size,
         categories=[{"id": k, "name": n, "label": v} for k, (v, n) in sorted(labels.items())],
         rejected=rejected,
         clipped=counts["clipped"],

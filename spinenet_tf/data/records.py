@@ -24,9 +24,11 @@ reads too: the first two lines and
 """
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
 
 PNG_SIGNATURE = b"\x89PNG"
@@ -45,6 +47,7 @@ class Instance:
     crowd: bool
     area: float
     mask_png: bytes | None = None  # one channel, as large as the image, values 0 and 1
+    box_mask: np.ndarray | None = None  # [m, m] uint8, the mask in the frame of the box
 
 
 def _ints(values: Iterable[int]) -> tf.train.Feature:
@@ -87,12 +90,19 @@ def _object_features(
         "image/object/is_crowd": _ints(int(i.crowd) for i in instances),
         "image/object/area": _floats(i.area for i in instances),
     }
-    masks = [i.mask_png for i in instances if i.mask_png is not None]
-    if masks and len(masks) != len(instances):
-        raise ValueError(f"{len(masks)} masks for {len(instances)} objects: all or none need one")
-    if masks:
-        features["image/object/mask"] = _bytes(masks)
+    if pngs := _all_or_none([i.mask_png for i in instances]):
+        features["image/object/mask"] = _bytes(pngs)
+    if cells := _all_or_none([i.box_mask for i in instances]):
+        features[BOX_MASKS] = _bytes([zlib.compress(np.stack(cells).tobytes(), 1)])
+        features[BOX_MASK_SIZE] = _ints([len(cells[0])])
     return features
+
+
+def _all_or_none(masks: list) -> list:
+    there = [mask for mask in masks if mask is not None]
+    if there and len(there) != len(masks):
+        raise ValueError(f"{len(there)} masks for {len(masks)} objects: all or none need one")
+    return there
 
 
 def encode_example(

@@ -1,26 +1,26 @@
 """Sharded files of records, made by parallel processes and restartable.
 
 `write_shards` makes `<prefix>-00000-of-00008.tfrecord` and so on; `<prefix>.state.json` remembers
-the finished ones, so that a restart goes on where it was stopped.
+the finished ones, so that a restart goes on where it was stopped. A shard is made by one process,
+here or (`data/beam.py`) on another machine, under a name of its own, and renamed when it is whole.
 """
 
-import itertools
 import json
+import math
 import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-Job = TypeVar("Job")
 FRAME = 16  # bytes around a record in its file: its length and two checksums
 IMAGES_PER_PROCESS = 64  # fewer are not worth the start of another process
+TICK = 0.2  # seconds between looks at what the processes have done
 
 
 class Converted(NamedTuple):
@@ -31,6 +31,38 @@ class Converted(NamedTuple):
     rejected: list[dict]  # this image or annotations of it, with the reasons
 
 
+class Rejection(Exception):
+    """Why an image or an annotation cannot be used."""
+
+    def __init__(self, field: str, value: object, reason: str):
+        super().__init__(field, value, reason)
+
+    def entry(self, image_id: object, annotation_id: object = None) -> dict:
+        """The line of the summary's `rejected` list."""
+        field, value, reason = self.args
+        ids = {"annotation_id": annotation_id, "image_id": image_id}
+        # repr, because NaN and infinity have no place in JSON.
+        return ids | {"field": field, "value": repr(value)[:200], "reason": reason}
+
+
+def finite(values: object) -> bool:
+    """Whether it is a list of finite numbers."""
+    if not isinstance(values, list) or not {int, float}.issuperset(map(type, values)):
+        return False
+    return all(map(math.isfinite, values))
+
+
+class Shard(NamedTuple):
+    """A file to be written."""
+
+    path: str
+    jobs: list  # one an image
+    convert: Callable[[Any], Converted]
+
+
+Runner = Callable[[list[Shard]], Iterable[tuple[str, dict]]]  # as `in_processes`
+
+
 class Progress:
     """One line on stderr: images done of all, images a second, time left."""
 
@@ -39,9 +71,11 @@ class Progress:
         self.start = self.shown = time.monotonic()
         self.live = sys.stderr.isatty()
 
-    def step(self) -> None:
-        """Counts an image, and shows the line when it is due."""
-        self.done += 1
+    def show(self, done: int) -> None:
+        """Shows the line if anything has changed and it is due."""
+        if done == self.done:
+            return
+        self.done = done
         now = time.monotonic()
         if now - self.shown < (0.2 if self.live else 5.0) and self.done < self.total:
             return
@@ -61,20 +95,62 @@ def write_json(path: str, value: dict) -> None:
     tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
 
 
-@contextmanager
-def _in_parallel(
-    convert: Callable[[Job], Converted], jobs: list[Job], workers: int | None
-) -> Iterator[Iterator[Converted]]:
-    workers = workers or min(os.cpu_count(), len(jobs) // IMAGES_PER_PROCESS)
+def write_shard(shard: Shard, done: Callable[[], None] = lambda: None) -> dict:
+    """Converts the images of one shard; calls `done` after each.
+
+    Returns:
+      {'counts': {..}, 'rejected': [..]}
+    """
+    counts, rejected = Counter(examples=0), []
+    partial = f"{shard.path}.{os.urandom(4).hex()}.partial"  # a killed run's worker may still write
+    with tf.io.TFRecordWriter(partial) as writer:
+        for job in shard.jobs:
+            result = shard.convert(job)
+            if result.example is not None:
+                writer.write(result.example)
+            counts += result.counts
+            rejected += result.rejected
+            done()
+    tf.io.gfile.rename(partial, shard.path, overwrite=True)
+    return {"counts": counts, "rejected": rejected}
+
+
+def in_processes(shards: list[Shard], workers: int | None = None) -> Iterator[tuple[str, dict]]:
+    """Writes shards in parallel processes; yields the path and the result of each finished one."""
+    total = sum(len(shard.jobs) for shard in shards)
+    progress = Progress(total)
+    workers = min(workers or min(os.cpu_count(), total // IMAGES_PER_PROCESS), len(shards))
     if workers <= 1:
-        yield map(convert, jobs)
+        for shard in shards:
+            yield shard.path, write_shard(shard, lambda: progress.show(progress.done + 1))
         return
     # Spawned, because a fork would copy locks that TensorFlow's threads hold.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    done = context.Value("q", 0)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (done, os.getpid()))
     try:
-        yield pool.map(convert, jobs, chunksize=8)
+        pending = {pool.submit(_work, shard): shard.path for shard in shards}
+        while pending:
+            for future in wait(pending, TICK, FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
+            progress.show(done.value)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(done: Any, parent: int) -> None:
+    global _done, _parent
+    _done, _parent = done, parent
+
+
+def _work(shard: Shard) -> dict:
+    def count_one():
+        if os.getppid() != _parent:  # it was killed, and so its restart would be disturbed
+            os._exit(1)
+        with _done.get_lock():
+            _done.value += 1
+
+    return write_shard(shard, count_one)
 
 
 def _start_or_resume(prefix: str, fingerprint: str, overwrite: bool) -> dict:
@@ -82,7 +158,7 @@ def _start_or_resume(prefix: str, fingerprint: str, overwrite: bool) -> dict:
     state_path, shards = f"{prefix}.state.json", f"{prefix}-?????-of-?????.tfrecord"
     old = tf.io.gfile.glob([shards, state_path])
     if overwrite:
-        for path in old + tf.io.gfile.glob([f"{shards}.partial", f"{prefix}.json"]):
+        for path in old + tf.io.gfile.glob([f"{shards}.*partial", f"{prefix}.json"]):
             tf.io.gfile.remove(path)
     elif state_path in old:
         with tf.io.gfile.GFile(state_path) as file:
@@ -100,47 +176,39 @@ def _is_finished(path: str, state: dict) -> bool:
     return not shard["counts"].get("rejected_images") and tf.io.gfile.exists(path)
 
 
-def _write_shard(path: str, results: Iterator[Converted], progress: Progress) -> dict:
-    counts, rejected = Counter(examples=0), []
-    with tf.io.TFRecordWriter(f"{path}.partial") as writer:
-        for result in results:
-            if result.example is not None:
-                writer.write(result.example)
-            counts += result.counts
-            rejected += result.rejected
-            progress.step()
-    tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
-    return {"counts": counts, "rejected": rejected}
-
-
 def write_shards(
     prefix: str,
-    jobs: Sequence[Job],
-    convert: Callable[[Job], Converted],
+    jobs: Sequence,
+    convert: Callable[[Any], Converted],
     *,
     num_shards: int,
     fingerprint: str,
-    workers: int | None = None,
+    run: Runner = in_processes,
     overwrite: bool = False,
 ) -> dict[str, dict]:
     """Converts every job, one per image; returns {shard: {'counts': .., 'rejected': [..]}}.
 
     Shards finished by an earlier run with this fingerprint are kept, unless they lack an image: it
-    may be there by now. With several workers a script needs `if __name__ == "__main__"`.
+    may be there by now. With several processes a script needs `if __name__ == "__main__"`.
+
+    Args:
+      run: writes shards and yields the path and the result of each.
     """
     if num_shards < 1:
         raise ValueError(f"num_shards is {num_shards}, must be at least 1")
     state = _start_or_resume(prefix, fingerprint, overwrite)
     paths = [f"{prefix}-{i:05}-of-{num_shards:05}.tfrecord" for i in range(num_shards)]
-    pending = {p: jobs[i::num_shards] for i, p in enumerate(paths) if not _is_finished(p, state)}
-    todo = list(itertools.chain.from_iterable(pending.values()))
-    progress = Progress(len(todo))
+    pending = [
+        Shard(path, list(jobs[i::num_shards]), convert)
+        for i, path in enumerate(paths)
+        if not _is_finished(path, state)
+    ]
     write_json(f"{prefix}.state.json", state)
-    with _in_parallel(convert, todo, workers) as results:
-        for path, shard_jobs in pending.items():
-            shard = itertools.islice(results, len(shard_jobs))
-            state["shards"][os.path.basename(path)] = _write_shard(path, shard, progress)
-            write_json(f"{prefix}.state.json", state)
+    for path, result in run(pending):
+        state["shards"][os.path.basename(path)] = result
+        write_json(f"{prefix}.state.json", state)
+    for partial in tf.io.gfile.glob(f"{prefix}-?????-of-?????.tfrecord.*partial"):
+        tf.io.gfile.remove(partial)  # of runs that were killed
     return dict(sorted(state["shards"].items()))
 
 
