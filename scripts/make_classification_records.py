@@ -24,7 +24,8 @@ from functools import partial
 from absl import app, flags
 
 from spinenet_tf.data import classes
-from spinenet_tf.data.shards import in_processes
+from spinenet_tf.data.beam import in_beam
+from spinenet_tf.data.shards import Runner, in_processes
 
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Prefix of the shards.", required=True)
@@ -35,6 +36,10 @@ NUM_SHARDS = flags.DEFINE_integer("num_shards", 8, "Number of shards.", lower_bo
 WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes; by default as many as cores, and at most one a shard.", 1
 )
+BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options", None, "Convert by an Apache Beam pipeline with these options, such as "
+    "'--runner=DataflowRunner --project=P --region=R --temp_location=gs://B/tmp'."
+)  # fmt: skip
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace shards made from other inputs.")
 STRICT = flags.DEFINE_bool("strict", False, "Exit with status 1 if anything was rejected.")
 
@@ -52,6 +57,12 @@ def _report(summary: classes.Summary, seconds: float) -> None:
         print(f"  image {entry['image_id']}: {entry['field']} {entry['value']}: {entry['reason']}")
 
 
+def _runner() -> Runner:
+    if BEAM_OPTIONS.value is None:
+        return partial(in_processes, workers=WORKERS.value)
+    return partial(in_beam, options=BEAM_OPTIONS.value.split())
+
+
 def main(_: list[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the worker processes' start-up lines
     start = time.monotonic()
@@ -63,10 +74,10 @@ def main(_: list[str]) -> None:
             classes=CLASSES.value,
             bbox_crops=BBOX_CROPS.value,
             num_shards=NUM_SHARDS.value,
-            run=partial(in_processes, workers=WORKERS.value),
+            run=_runner(),
             overwrite=OVERWRITE.value,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
     _report(summary, time.monotonic() - start)
     if STRICT.value and summary.rejected:

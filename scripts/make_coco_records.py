@@ -16,7 +16,8 @@ from functools import partial
 from absl import app, flags
 
 from spinenet_tf.data import coco
-from spinenet_tf.data.shards import in_processes
+from spinenet_tf.data.beam import in_beam
+from spinenet_tf.data.shards import Runner, in_processes
 
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images.", required=True)
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "Instances JSON.", required=True)
@@ -33,6 +34,10 @@ CONTIGUOUS_LABELS = flags.DEFINE_bool(
 WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes; by default as many as cores, and at most one a shard.", 1
 )
+BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options", None, "Convert by an Apache Beam pipeline with these options, such as "
+    "'--runner=DataflowRunner --project=P --region=R --temp_location=gs://B/tmp'."
+)  # fmt: skip
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace shards made from other inputs.")
 STRICT = flags.DEFINE_bool("strict", False, "Exit with status 1 if anything was rejected.")
 
@@ -50,6 +55,12 @@ def _report(summary: coco.Summary, seconds: float) -> None:
         print(f"  {where}: {entry['field']} {entry['value']}: {entry['reason']}")
 
 
+def _runner() -> Runner:
+    if BEAM_OPTIONS.value is None:
+        return partial(in_processes, workers=WORKERS.value)
+    return partial(in_beam, options=BEAM_OPTIONS.value.split())
+
+
 def main(_: list[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the worker processes' start-up lines
     start = time.monotonic()
@@ -63,10 +74,10 @@ def main(_: list[str]) -> None:
             png_masks=PNG_MASKS.value,
             mask_size=MASK_SIZE.value,
             contiguous_labels=CONTIGUOUS_LABELS.value,
-            run=partial(in_processes, workers=WORKERS.value),
+            run=_runner(),
             overwrite=OVERWRITE.value,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
     _report(summary, time.monotonic() - start)
     if STRICT.value and summary.rejected:

@@ -67,7 +67,7 @@ class Progress:
     """One line on stderr: images done of all, images a second, time left."""
 
     def __init__(self, total: int):
-        self.total, self.done = total, 0
+        self.total, self.done, self.first = total, 0, 0
         self.start = self.shown = time.monotonic()
         self.live = sys.stderr.isatty()
 
@@ -75,12 +75,14 @@ class Progress:
         """Shows the line if anything has changed and it is due."""
         if done == self.done:
             return
-        self.done = done
         now = time.monotonic()
+        if not self.done:  # processes had to be started before the first
+            self.first, self.start = done, now
+        self.done = done
         if now - self.shown < (0.2 if self.live else 5.0) and self.done < self.total:
             return
         self.shown = now
-        rate = self.done / max(now - self.start, 1e-6)
+        rate = max(self.done - self.first, 1) / max(now - self.start, 1e-6)
         left = int((self.total - self.done) / rate)
         clock = f"{left // 60}:{left % 60:02}"
         line = f"{self.done}/{self.total} images, {rate:.1f} images/s, {clock} left"
@@ -158,7 +160,7 @@ def _start_or_resume(prefix: str, fingerprint: str, overwrite: bool) -> dict:
     state_path, shards = f"{prefix}.state.json", f"{prefix}-?????-of-?????.tfrecord"
     old = tf.io.gfile.glob([shards, state_path])
     if overwrite:
-        for path in old + tf.io.gfile.glob([f"{shards}.*partial", f"{prefix}.json"]):
+        for path in old + tf.io.gfile.glob([f"{shards}.*", f"{prefix}.json"]):
             tf.io.gfile.remove(path)
     elif state_path in old:
         with tf.io.gfile.GFile(state_path) as file:
