@@ -63,9 +63,6 @@ class Report:
                 "may be left out; scripts/check_records.py lists them"
             )
 
-    def __bool__(self) -> bool:
-        return bool(self.counts)
-
     def __str__(self) -> str:
         """Such as '3 records, 1 object left out'; '' if nothing was."""
         parts = [f"{n} {kind}{'s' * (n > 1)}" for kind, n in sorted(self.counts.items()) if n]
@@ -119,6 +116,7 @@ def place(file, number) -> str:
 def reason_of(error: Exception) -> str:
     """The first line of an error, without TensorFlow's names of operations."""
     text = str(getattr(error, "message", error)).strip()
+    text = re.sub(r" *\[Op:\w+\].*$", "", text)
     text = re.sub(r"\{\{function_node [^}]*\}\}|\{\{node [^}]*\}\}", "", text)
     return text.splitlines()[0].strip() if text else type(error).__name__
 

@@ -192,7 +192,8 @@ class Run:
                     print(f"SIGTERM: saved step {step} in {self.model_dir}", flush=True)
                     sys.exit(PREEMPTED)
                 after_loop(step)
-        print(f"input: {report or 'nothing was left out'}", flush=True)
+        if report.counts:
+            print(f"input: {report}", flush=True)
 
     def evaluate(self, data: Data, look: Callable[[dict, tuple], None] = lambda b, d: None) -> Any:
         """The task's metric over all images, with the weights as they are.
@@ -204,7 +205,7 @@ class Run:
         batches = self._distribute(lambda **at: eval_batches(report=report, **about, **at))
         with named_errors(**about):
             self._evaluate(batches, metric, look)
-        if report:
+        if report.counts:
             print(f"input: {report}", flush=True)
         return metric
 
