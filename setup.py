@@ -17,5 +17,5 @@ setup(
         "pillow>=10",
         "matplotlib>=3.8",
     ],
-    extras_require={"tfds": ["tensorflow-datasets>=4.9"]},
+    extras_require={"tfds": ["tensorflow-datasets>=4.9"], "beam": ["apache-beam>=2.70"]},
 )

@@ -347,3 +347,49 @@ def test_empty_shards_are_an_error(tmp_path):
     write(tmp_path / "set-00000-of-00001.tfrecord", [])
     with pytest.raises(ValueError, match="the shards hold no record"):
         data(tmp_path).num_examples()
+
+
+def photo(height, width):
+    """A smooth picture with some detail, as a JPEG."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / 17 + c) * np.cos(y / 23 - c) for c in range(3)]
+    pixels = (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue(), pixels
+
+
+@pytest.mark.parametrize("sides", [(100, 160), (330, 400), (480, 641), (1300, 400), (80, 2000)])
+def test_large_jpegs_are_decoded_reduced(sides):
+    """Close to decoding all and resizing; 1, 2, 4, 8 and 16 times the canvas."""
+    encoded, pixels = photo(*sides)
+    row = pipeline.place(tf.constant(encoded), 100)
+    whole = pipeline.place(tf.constant(pixels), 100)
+    for key in ("image_size", "source_size"):
+        np.testing.assert_array_equal(row[key], whole[key])
+    assert row["source_size"].numpy().tolist() == list(sides)
+    difference = np.abs(row["image"].numpy().astype(int) - whole["image"].numpy())
+    assert difference.mean() < 2.5
+
+
+def test_no_more_is_decoded_than_an_eighth_of_a_huge_jpeg(monkeypatch):
+    ratios = []
+    decode = tf.io.decode_jpeg
+    monkeypatch.setattr(
+        tf.io, "decode_jpeg", lambda *a, ratio=1, **k: ratios.append(ratio) or decode(*a, **k)
+    )
+    for side, ratio in ((199, 1), (200, 2), (399, 2), (400, 4), (1600, 8)):
+        ratios.clear()
+        pipeline.place(tf.constant(photo(20, side)[0]), 100)
+        assert ratios == [ratio], side
+
+
+def test_the_shuffle_buffer_is_bounded_in_bytes(shards):
+    source = data(shards, shuffle=1000)
+    mean = np.mean([len(r.numpy()) for r in tf.data.TFRecordDataset(source.files()[:1])])
+    assert source.buffer(source.files()) == 1000
+    small = data(shards, shuffle=1000, shuffle_bytes=int(5.5 * mean))
+    assert small.buffer(small.files()) == 5
+    assert data(shards, shuffle_bytes=1).buffer(source.files()) == 1
+    seen = ids(take(pipeline.train_batches(small), 23))
+    assert sorted(seen) == sorted(4 * list(range(23)))
