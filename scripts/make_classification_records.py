@@ -19,13 +19,11 @@ and lists what had to be left out. Any path may be gs://. Stopped, it goes on wh
 import os
 import sys
 import time
-from functools import partial
 
 from absl import app, flags
 
 from spinenet_tf.data import classes
-from spinenet_tf.data.beam import in_beam
-from spinenet_tf.data.shards import Runner, in_processes
+from spinenet_tf.data.beam import runner
 
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Prefix of the shards.", required=True)
@@ -57,12 +55,6 @@ def _report(summary: classes.Summary, seconds: float) -> None:
         print(f"  image {entry['image_id']}: {entry['field']} {entry['value']}: {entry['reason']}")
 
 
-def _runner() -> Runner:
-    if BEAM_OPTIONS.value is None:
-        return partial(in_processes, workers=WORKERS.value)
-    return partial(in_beam, options=BEAM_OPTIONS.value.split())
-
-
 def main(_: list[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the worker processes' start-up lines
     start = time.monotonic()
@@ -74,7 +66,7 @@ def main(_: list[str]) -> None:
             classes=CLASSES.value,
             bbox_crops=BBOX_CROPS.value,
             num_shards=NUM_SHARDS.value,
-            run=_runner(),
+            run=runner(BEAM_OPTIONS.value, WORKERS.value),
             overwrite=OVERWRITE.value,
         )
     except (OSError, ValueError, ImportError) as error:

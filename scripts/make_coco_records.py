@@ -11,13 +11,11 @@ lists what had to be left out. Any path may be gs://. Stopped, it goes on when i
 import os
 import sys
 import time
-from functools import partial
 
 from absl import app, flags
 
 from spinenet_tf.data import coco
-from spinenet_tf.data.beam import in_beam
-from spinenet_tf.data.shards import Runner, in_processes
+from spinenet_tf.data.beam import runner
 
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images.", required=True)
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "Instances JSON.", required=True)
@@ -55,12 +53,6 @@ def _report(summary: coco.Summary, seconds: float) -> None:
         print(f"  {where}: {entry['field']} {entry['value']}: {entry['reason']}")
 
 
-def _runner() -> Runner:
-    if BEAM_OPTIONS.value is None:
-        return partial(in_processes, workers=WORKERS.value)
-    return partial(in_beam, options=BEAM_OPTIONS.value.split())
-
-
 def main(_: list[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the worker processes' start-up lines
     start = time.monotonic()
@@ -74,7 +66,7 @@ def main(_: list[str]) -> None:
             png_masks=PNG_MASKS.value,
             mask_size=MASK_SIZE.value,
             contiguous_labels=CONTIGUOUS_LABELS.value,
-            run=_runner(),
+            run=runner(BEAM_OPTIONS.value, WORKERS.value),
             overwrite=OVERWRITE.value,
         )
     except (OSError, ValueError, ImportError) as error:

@@ -6,15 +6,23 @@ Dataflow, Flink, Spark, or Beam's own direct runner. Beam is an optional depende
 `beam`), hence imported only when such a run is started.
 """
 
+import functools
 import json
 import pickle
 from collections.abc import Iterator
 
 import tensorflow as tf
 
-from spinenet_tf.data.shards import Shard, write_json, write_shard
+from spinenet_tf.data.shards import Runner, Shard, in_processes, write_json, write_shard
 
 JOBS, RESULT = ".jobs", ".result.json"
+
+
+def runner(beam_options: str | None, workers: int | None) -> Runner:
+    """What writes shards: a Beam pipeline with these options or, with None, processes here."""
+    if beam_options is None:
+        return functools.partial(in_processes, workers=workers)
+    return functools.partial(in_beam, options=beam_options.split())
 
 
 def in_beam(shards: list[Shard], options: list[str]) -> Iterator[tuple[str, dict]]:
