@@ -369,7 +369,7 @@ def test_large_jpegs_are_decoded_reduced(sides):
         np.testing.assert_array_equal(row[key], whole[key])
     assert row["source_size"].numpy().tolist() == list(sides)
     difference = np.abs(row["image"].numpy().astype(int) - whole["image"].numpy())
-    assert difference.mean() < 2.5
+    assert difference.mean() < 0.8
 
 
 def test_no_more_is_decoded_than_an_eighth_of_a_huge_jpeg(monkeypatch):

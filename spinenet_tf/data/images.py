@@ -29,16 +29,16 @@ def decode_within(encoded: tf.Tensor, limit: int) -> tuple[tf.Tensor, tf.Tensor]
     Returns:
       [h, w, 3] uint8 and [2] int32, height and width of the image in its file.
     """
-    image, source_size = tf.cond(
+    image, source_size, ratio = tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: _decode_jpeg_near(encoded, limit),
-        lambda: _decode_other(encoded),
+        lambda: (*_decode_other(encoded), 1),
     )
-    return _reduce(image, source_size, limit), source_size
+    return _reduce(image, source_size, limit, ratio), source_size
 
 
-def _decode_jpeg_near(encoded: tf.Tensor, limit: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The smallest of four decodings that is not smaller than `limit`; the size of the first."""
+def _decode_jpeg_near(encoded: tf.Tensor, limit: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The smallest of four decodings not smaller than `limit`; the size of the file; the ratio."""
     source_size = tf.io.extract_jpeg_shape(encoded)[:2]
     decode = functools.partial(
         tf.io.decode_jpeg, encoded, channels=3, dct_method="INTEGER_ACCURATE"
@@ -46,7 +46,7 @@ def _decode_jpeg_near(encoded: tf.Tensor, limit: int) -> tuple[tf.Tensor, tf.Ten
     times = tf.reduce_max(source_size) // limit
     octave = tf.reduce_sum(tf.cast(times >= [2, 4, 8], tf.int32))
     ratios = [functools.partial(decode, ratio=2**k) for k in range(4)]
-    return tf.switch_case(octave, ratios), source_size
+    return tf.switch_case(octave, ratios), source_size, 2**octave
 
 
 def _decode_other(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -54,14 +54,27 @@ def _decode_other(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return image, tf.shape(image)[:2]
 
 
-def _reduce(image: tf.Tensor, source_size: tf.Tensor, limit: int) -> tf.Tensor:
-    """Resizes what was decoded of a file of `source_size`, so that its long side is `limit`."""
-    ratio = tf.minimum(limit / tf.reduce_max(source_size), 1.0)
-    size = tf.cast(tf.round(tf.cast(source_size, tf.float64) * ratio), tf.int32)
+def _reduce(
+    image: tf.Tensor, source_size: tf.Tensor, limit: int, ratio: tf.Tensor | int = 1
+) -> tf.Tensor:
+    """Resizes an image of `source_size`, decoded at 1 / `ratio`, so that its long side is `limit`.
+
+    Sides of the decoded image are rounded up, so where its pixels lie follows from the source's.
+    """
+    shrink = tf.minimum(limit / tf.reduce_max(source_size), 1.0)
+    size = tf.cast(tf.round(tf.cast(source_size, tf.float64) * shrink), tf.int32)
     size = tf.maximum(size, 1)
-    is_so = tf.reduce_all(tf.shape(image)[:2] == size)
-    image = tf.cond(is_so, lambda: image, lambda: _resize(image, size))
-    return tf.ensure_shape(image, [None, None, 3])
+
+    def resized():
+        scale = tf.cast(size * ratio, tf.float32) / tf.cast(source_size, tf.float32)
+        pixels = tf.raw_ops.ScaleAndTranslate(
+            images=tf.cast(image[None], tf.float32), size=size, scale=scale,
+            translation=[0.0, 0.0], kernel_type="triangle", antialias=True,
+        )  # fmt: skip
+        return tf.saturate_cast(tf.round(pixels[0]), tf.uint8)
+
+    fits = tf.reduce_all(size * ratio == source_size)
+    return tf.ensure_shape(tf.cond(fits, lambda: image, resized), [None, None, 3])
 
 
 def place(image: tf.Tensor, canvas: int) -> dict[str, tf.Tensor]:
