@@ -375,9 +375,12 @@ def test_large_jpegs_are_decoded_reduced(sides):
 def test_no_more_is_decoded_than_an_eighth_of_a_huge_jpeg(monkeypatch):
     ratios = []
     decode = tf.io.decode_jpeg
-    monkeypatch.setattr(
-        tf.io, "decode_jpeg", lambda *a, ratio=1, **k: ratios.append(ratio) or decode(*a, **k)
-    )
+
+    def noted(*args, ratio=1, **kwargs):
+        ratios.append(ratio)
+        return decode(*args, ratio=ratio, **kwargs)
+
+    monkeypatch.setattr(tf.io, "decode_jpeg", noted)
     for side, ratio in ((199, 1), (200, 2), (399, 2), (400, 4), (1600, 8)):
         ratios.clear()
         pipeline.place(tf.constant(photo(20, side)[0]), 100)
