@@ -41,7 +41,7 @@ class Data:
         or by the 'host', whose batches then hold `viewed`. Equal draws, equal views.
       bad_records: how many records and objects may be left out because they are broken; each is
         logged with its file, place and reason. With 0 the first is an error. Otherwise reading
-        costs about a tenth more, and a run resumed at a step may meet other images than one that
+        costs about a fifth more, and a run resumed at a step may meet other images than one that
         was not interrupted, since it does not know how many were left out before.
     """
 
