@@ -369,8 +369,10 @@ def test_a_foreign_file_is_evaluated_in_one_command_and_exported(whole, tmp_path
     from spinenet_tf import main, modes
 
     flags = [f"--checkpoint={whole[1]}", f"--model_dir={tmp_path}", "--image_size=64"]
-    pattern = f"--gin_param=eval/Data.pattern='{records}/set-*'"
-    done = tiny.run([sys.executable, "-m", "spinenet_tf.main", "--mode=eval", *flags, pattern])
+    flags.append(f"--gin_param=eval/Data.pattern='{records}/set-*'")
+    flags.append("--gin_param=eval/Data.bad_records=99")  # the set has more classes than the file
+    command = [sys.executable, "-m", "spinenet_tf.main", "--mode=eval", *flags]
+    done = tiny.run(command)
     assert "size 49" in done.stdout and "epsilon=0.001" in done.stdout, done.stderr
     assert "evaluated step 7" in done.stdout, done.stderr
     saved = json.loads((tmp_path / "model.json").read_text())
@@ -379,9 +381,8 @@ def test_a_foreign_file_is_evaluated_in_one_command_and_exported(whole, tmp_path
     main.parse_gin([], [], str(tmp_path))  # config.gin is a recipe for all else
     modes.export(str(tmp_path), str(tmp_path / "saved_model"))
     assert (tmp_path / "saved_model/saved_model.pb").exists()
-    again = [sys.executable, "-m", "spinenet_tf.main", "--mode=eval", *flags, pattern]
-    assert "has the weights of" in tiny.run(again).stdout
-    other = tiny.run([*again, "--epsilon=0.0001"])
+    assert "has the weights of" in tiny.run(command).stdout
+    other = tiny.run([*command, "--epsilon=0.0001"])
     assert "already holds a checkpoint" in other.stderr
 
 
