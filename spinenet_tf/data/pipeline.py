@@ -154,6 +154,24 @@ def eval_batches(
     return _batches(stream, batch, data, labels, report, num_classes, strict=strict)
 
 
+def batch_spec(data: Data, batch: int, labels: str) -> dict[str, tf.TensorSpec]:
+    """What `train_batches` gives a replica of `batch` images, without reading any."""
+    _check_labels(labels)
+    side, n, m = data.canvas, data.max_boxes, data.mask_size
+    columns = {"image": ([side, side, 3], tf.uint8), "id": ([], tf.int64), "draws": ([4], tf.float32)}
+    if labels == "class":
+        columns["label"] = ([], tf.int32)
+    else:
+        columns |= {key: ([2], tf.int32) for key in ("image_size", "source_size")}
+        columns |= {"boxes": ([n, 4], tf.float32), "classes": ([n], tf.int32)}
+        columns |= {"crowd": ([n], tf.bool), "area": ([n], tf.float32)}
+    if labels == "masks":
+        columns["masks"] = ([n, m, m], tf.uint8)
+    return {
+        key: tf.TensorSpec([batch, *shape], dtype, key) for key, (shape, dtype) in columns.items()
+    }
+
+
 def _loader(
     data: Data, labels: str, num_classes: int | None, augmentation: Augmentation | None = None
 ) -> Callable:

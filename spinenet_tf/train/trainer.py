@@ -224,27 +224,30 @@ class Run:
         """What the input of training (0) or evaluation (1) has to know."""
         return dict(data=data, labels=self.task.labels[which], num_classes=self.task.num_classes)
 
+    def replica_step(self, batch: dict, learning_rate: tf.Tensor, total_steps: int) -> dict:
+        """One replica's step on its batch: updates the weights, returns its part of the logs."""
+        progress = tf.cast(self.step, tf.float32) / total_steps
+        with tf.GradientTape() as tape, training_progress(progress):
+            total, logs = self.task.loss(self.model, batch, training=True)
+        variables = [v.value for v in self.model.trainable_variables]
+        gradients = tape.gradient(total, variables)
+        replica = tf.distribute.get_replica_context()
+        gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        norm = tf.linalg.global_norm(gradients)
+        if self.trainer.clip:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.trainer.clip, norm)
+        self.optimizer.apply(gradients, learning_rate)
+        return logs | {
+            "gradient_norm": norm / replica.num_replicas_in_sync,
+            "learning_rate": learning_rate / replica.num_replicas_in_sync,
+        }
+
     def _compile(self, rate: Callable[[tf.Tensor], tf.Tensor], total_steps: int):
         """Returns train_steps(iterator, n) -> mean logs of n steps."""
 
         @tf.function(jit_compile=self.trainer.xla, autograph=False)  # nothing to convert
         def replica_step(batch):
-            progress = tf.cast(self.step, tf.float32) / total_steps
-            with tf.GradientTape() as tape, training_progress(progress):
-                total, logs = self.task.loss(self.model, batch, training=True)
-            variables = [v.value for v in self.model.trainable_variables]
-            gradients = tape.gradient(total, variables)
-            replica = tf.distribute.get_replica_context()
-            gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-            norm = tf.linalg.global_norm(gradients)
-            if self.trainer.clip:
-                gradients, _ = tf.clip_by_global_norm(gradients, self.trainer.clip, norm)
-            learning_rate = rate(self.step)
-            self.optimizer.apply(gradients, learning_rate)
-            return logs | {
-                "gradient_norm": norm / replica.num_replicas_in_sync,
-                "learning_rate": learning_rate / replica.num_replicas_in_sync,
-            }
+            return self.replica_step(batch, rate(self.step), total_steps)
 
         def one_step(iterator):
             logs = self.strategy.run(replica_step, (next(iterator),))

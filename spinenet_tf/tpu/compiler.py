@@ -1,0 +1,78 @@
+"""Compiles a serialized HLO module for a TPU that is not there, with the real compiler (libtpu).
+
+    python compiler.py step.hlo --topology=v3:2x2 --output=step
+
+writes step.txt, the optimised and scheduled program, and prints one line of JSON: bytes of memory
+by kind, seconds. A script of its own, run by path: needs jax and libtpu, and must not share a
+process with TensorFlow.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",  # do not look for the machine's TPU
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several compilations side by side
+    "JAX_PLATFORMS": "cpu",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "",
+}
+MEMORY = ("argument", "output", "alias", "temp", "generated_code")
+
+
+def compile_for(hlo: bytes, topology: str):
+    """A loaded executable of `hlo` for one device of `topology`, such as 'v3:2x2'."""
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+    from jax._src.lib import _jax, xla_client
+    from jax._src.lib.mlir import ir
+    from jax.experimental import topologies
+
+    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    with mlir.make_ir_context():
+        module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo))
+        _erase_copies(module, ir)
+        options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
+        return device.client.compile(module, xla_client.DeviceList((device,)), options)
+
+
+def _erase_copies(module, ir) -> None:
+    """Drops mhlo.copy, an identity that libtpu's front end refuses."""
+    copies = []
+
+    def collect(operation):
+        if operation.name == "mhlo.copy":
+            copies.append(operation)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(collect)
+    for copy in copies:
+        copy.result.replace_all_uses_with(copy.operands[0])
+        copy.erase()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("hlo")
+    parser.add_argument("--topology", required=True)
+    parser.add_argument("--output", required=True, help="path without ending")
+    args = parser.parse_args()
+    os.environ.update(ENVIRONMENT)
+    os.environ.pop("TPU_LIBRARY_PATH", None)
+    start = time.monotonic()
+    with open(args.hlo, "rb") as file:
+        executable = compile_for(file.read(), args.topology)
+    stats = executable.get_compiled_memory_stats()
+    with open(f"{args.output}.txt", "w") as file:
+        file.write(executable.hlo_modules()[0].to_string())
+    figures = {kind: getattr(stats, f"{kind}_size_in_bytes") for kind in MEMORY}
+    print(json.dumps(figures | {"seconds": round(time.monotonic() - start, 1)}))
+    sys.stdout.flush()
+    os._exit(0)  # libtpu takes long to end
+
+
+if __name__ == "__main__":
+    main()
