@@ -11,7 +11,8 @@ from spinenet_tf import RetinaNet, graphs, specs
 from spinenet_tf.models import fpn, heads
 from spinenet_tf.models.count import count
 from spinenet_tf.models.fpn import ResNetFPN
-from spinenet_tf.models.layers import DropBlock, StochasticDepth, Style
+from spinenet_tf.models.keras_layers import DropBlock, StochasticDepth
+from spinenet_tf.models.layers import Style
 from spinenet_tf.models.mobilenet import MobileNetLite
 from spinenet_tf.models.resnet import ResNet
 

@@ -1,6 +1,7 @@
 """The detection task: its loss by hand, Model Garden's labels, edge cases, XLA."""
 
 import gin
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -122,10 +123,11 @@ def test_the_background_channel_never_has_a_positive(detector):
     targets = task.targets(
         batch_of([IMAGES["full"]]), augment.fit_view(tf.constant([[64, 64]]), SIZE)
     )
-    logits = tf.Variable(tf.zeros([1, targets.classes.shape[1], task.num_classes]))
+    outputs = tf.nest.map_structure(tf.zeros_like, model(tf.zeros([1, SIZE, SIZE, 3])))
     with tf.GradientTape() as tape:
-        loss = task.losses(logits, tf.zeros([1, targets.classes.shape[1], 4]), targets)["class"]
-    gradient = tape.gradient(loss, logits)
+        tape.watch(outputs)
+        loss = task.losses(outputs, targets)["class"]
+    gradient, _ = task.flatten(tape.gradient(loss, outputs, unconnected_gradients="zero"))
     assert (gradient[..., 0] > 0).numpy().all()  # always pushed down
     assert (gradient[..., 1:] < 0).numpy().any()
 
@@ -183,7 +185,9 @@ def test_boxes_are_in_source_pixels_and_inside_the_image(sure):
 
 
 def test_loss_and_gradients_compile_with_xla():
-    # Without stochastic depth: XLA draws other random numbers.
+    # Without stochastic depth: XLA draws other numbers. In float64: in float32, rounding turns
+    # some ReLUs, and batch norm over two values, as in P7 here, makes much of it.
+    keras.config.set_dtype_policy("float64")
     task, model = build("Style.stochastic_depth = 0.0")
     batch = batch_of([IMAGES["full"], EMPTY])
     state = [v.numpy() for v in model.variables]
@@ -194,7 +198,6 @@ def test_loss_and_gradients_compile_with_xla():
             variable.assign(value)
         results.append(step(task, model, batch))
     for name, value in results[0][0].items():
-        assert float(results[1][0][name]) == pytest.approx(float(value), rel=1e-3)
-    # Over all weights: rounding turns some ReLUs, and single gradients with them.
+        assert float(results[1][0][name]) == pytest.approx(float(value), rel=1e-5)
     eager, xla = (np.concatenate([np.ravel(g) for g in r[1]]) for r in results)
-    assert np.linalg.norm(eager - xla) < 1e-2 * np.linalg.norm(eager)
+    assert np.linalg.norm(eager - xla) < 1e-4 * np.linalg.norm(eager)

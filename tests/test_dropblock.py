@@ -7,7 +7,7 @@ import tiny
 
 from spinenet_tf import SpineNet, modes
 from spinenet_tf.models import layers
-from spinenet_tf.models.layers import DropBlock, training_progress
+from spinenet_tf.models.keras_layers import DropBlock, training_progress
 
 ONES = np.ones((16, 20, 24, 8), "f4")
 MANY = np.ones((50, 20, 24, 16), "f4")  # 800 maps: the share's standard deviation is below 0.003

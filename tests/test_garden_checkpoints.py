@@ -57,7 +57,10 @@ RETINANETS = [
         "retinanet_spinenet_coco", {"spinenet": {"model_id": "49"}}, "49", 256,
         marks=pytest.mark.slow,
     ),
-    ("retinanet_mobile_coco", {"spinenet_mobile": {"model_id": "49"}}, "mobile-49", 48),
+    pytest.param(
+        "retinanet_mobile_coco", {"spinenet_mobile": {"model_id": "49"}}, "mobile-49", 48,
+        marks=pytest.mark.slow,
+    ),
     ("retinanet_resnetfpn_coco", {}, "R50-FPN", 256),
 ]  # fmt: skip
 
@@ -91,6 +94,7 @@ def test_a_retinanet_of_model_garden(tmp_path, experiment, backbone, size, width
         assert_close(ours["box"][f"P{level}"], boxes[str(level)])
 
 
+@pytest.mark.slow
 def test_a_mask_rcnn_of_model_garden(tmp_path):
     """Raw outputs of all subnets, detections and masks."""
     import tf_keras

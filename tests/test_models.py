@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from spinenet_tf import RetinaNet, SpineNet, graphs, specs
 from spinenet_tf.models.count import count
-from spinenet_tf.models.layers import StochasticDepth
+from spinenet_tf.models.keras_layers import BatchNorm, ImageConv, StochasticDepth
 
 NODES = graphs.wire(graphs.SPINENET_49)
 RNG = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def test_any_size_static_or_dynamic(shape, numerics):
 
 def test_upsampling_reads_row_floor_of_i_times_source_over_target():
     """What the official code's nearest resize does; 224 px needs 2 rows of P7 on 7 of P5."""
-    from spinenet_tf.models.layers import Upsample
+    from spinenet_tf.models.keras_layers import Upsample
 
     features = np.arange(2 * 3, dtype="f4").reshape(1, 2, 3, 1)
     resized = Upsample(5)([features, np.zeros((1, 224, 192, 3), "f4")])
@@ -91,7 +91,9 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("size", ["49S", "49", "96", "143", "190"])
+@pytest.mark.parametrize(
+    "size", ["49S", "49", *(pytest.param(n, marks=pytest.mark.slow) for n in ("96", "143", "190"))]
+)
 def test_outputs_equal_model_gardens(size):
     """Same weights, same image: SpineNet and heads, whatever size the input is declared with."""
     pytest.importorskip("official.vision.modeling.backbones.spinenet")
@@ -101,7 +103,7 @@ def test_outputs_equal_model_gardens(size):
     parity.randomize(ours)
     features, classes, boxes = _model_garden(ours, size, image, style["activation"])
     backbone = keras.Model(
-        ours.input, {f"P{n}": ours.get_layer(f"p{n}_act").output for n in range(3, 8)}
+        ours.input, {f"P{n}": ours.get_layer(f"p{n}_bn").output for n in range(3, 8)}
     )
     outputs, pyramid = ours(image), backbone(image)
     for level in graphs.OUTPUT_LEVELS:
@@ -254,3 +256,42 @@ def test_the_same_model_runs_on_the_jax_backend(tmp_path):
     image = np.random.default_rng(3).normal(size=(1, 96, 70, 3)).astype("f4")
     for name, value in model(image).items():
         assert_close(on_jax[name], value)
+
+
+# --- layers that are computed otherwise than Keras computes them
+
+
+@pytest.mark.parametrize("synchronized", [False, True])
+@pytest.mark.parametrize("activation", ["linear", "relu", "swish"])
+def test_batch_norm_and_its_gradient_are_those_of_keras(activation, synchronized):
+    rng, of_keras = np.random.default_rng(0), keras.layers.BatchNormalization()
+    ours = BatchNorm(activation, synchronized=synchronized)
+    x, upstream = (tf.constant(rng.normal(1, 2, (4, 5, 6, 7)), tf.float32) for _ in range(2))
+    results = []
+    for layer, act in ((of_keras, activation), (ours, "linear")):
+        layer.build(x.shape)
+        layer.gamma.assign(np.linspace(0.5, 2, 7))
+        layer.beta.assign(np.linspace(-1, 1, 7))
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = keras.activations.get(act)(layer(x, training=True))
+        sources = [x, layer.gamma.value, layer.beta.value]
+        gradients = tape.gradient(y, sources, output_gradients=upstream)
+        served = keras.activations.get(act)(layer(x, training=False))
+        results.append([y, *gradients, layer.moving_mean, layer.moving_variance, served])
+    for actual, expected in zip(*reversed(results), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("shape", [(1, 8, 8, 3), (2, 9, 12, 3), (1, 13, 7, 3), (1, 1, 2, 3)])
+def test_image_conv_is_a_padded_strided_convolution(kernel, shape):
+    image, layer = keras.random.normal(shape, seed=0), ImageConv(4, kernel)
+    half = [kernel // 2] * 2
+    padded = tf.pad(image, [[0, 0], half, half, [0, 0]])
+    actual = layer(image)
+    expected = tf.nn.conv2d(padded, layer.kernel.value, 2, "VALID")
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert layer.compute_output_shape(shape) == actual.shape
+    dynamic = tf.function(layer, input_signature=[tf.TensorSpec([None] * 3 + [3])])
+    np.testing.assert_allclose(dynamic(image), expected, atol=1e-5)

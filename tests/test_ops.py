@@ -175,20 +175,44 @@ def test_padding_never_wins_even_where_nothing_overlaps():
 
 def test_focal_loss_against_the_formula():
     logits = RNG.normal(0, 3, 200)
-    targets = (RNG.random(200) < 0.3).astype(float)
+    targets = RNG.random(200) < 0.3
     p = 1 / (1 + np.exp(-logits))
-    p_t = np.where(targets == 1, p, 1 - p)
-    alpha_t = np.where(targets == 1, 0.25, 0.75)
+    p_t = np.where(targets, p, 1 - p)
+    alpha_t = np.where(targets, 0.25, 0.75)
     expected = -alpha_t * (1 - p_t) ** 1.5 * np.log(p_t)
-    actual = losses.focal(
-        tf.constant(logits, tf.float32), tf.constant(targets, tf.float32), 0.25, 1.5
-    )
+    actual = losses.focal(tf.constant(logits, tf.float32), tf.constant(targets), 0.25, 1.5)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_the_gradient_of_the_focal_loss_is_that_of_its_formula():
+    logits = tf.constant(RNG.normal(0, 3, 200))
+    targets = tf.constant(RNG.random(200) < 0.3)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        p_t = tf.where(targets, tf.sigmoid(logits), tf.sigmoid(-logits))
+        alpha_t = tf.where(targets, 0.25, tf.constant(0.75, tf.float64))
+        plain = -alpha_t * (1 - p_t) ** 1.5 * tf.math.log(p_t)
+    expected = tape.gradient(plain, logits)
+    logits = tf.cast(logits, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = losses.focal(logits, targets, 0.25, 1.5)
+    np.testing.assert_allclose(tape.gradient(loss, logits), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("num_classes", [3, 91, 70000])
+def test_one_hot_against_numpy(num_classes):
+    classes = RNG.integers(0, num_classes, (2, 3, 9)).astype("i4")
+    classes[0, 0, :3] = 0, 1, num_classes - 1
+    expected = classes[..., None] == np.arange(num_classes)
+    expected[..., 0] = False
+    actual = matching.one_hot(tf.constant(classes), num_classes)
+    np.testing.assert_array_equal(actual, expected.reshape(2, 3, -1))
 
 
 def test_focal_loss_and_its_gradient_are_finite_at_any_logit():
     logits = tf.constant([-1e4, -100.0, 0.0, 100.0, 1e4])
-    for target in (0.0, 1.0):
+    for target in (False, True):
         with tf.GradientTape() as tape:
             tape.watch(logits)
             loss = losses.focal(logits, tf.fill([5], target), 0.25, 1.5)

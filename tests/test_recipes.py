@@ -1,4 +1,5 @@
-"""Every recipe of gin_configs trains two steps and evaluates, at reduced size.
+"""Every recipe of gin_configs trains two steps and evaluates, at reduced size: one of each kind by
+default, all with -m slow. All of them are read and built by default.
 
 Functions run eagerly: tracing 60 networks would take longer than they do. The compiled paths have
 their own tests.
@@ -16,6 +17,16 @@ from spinenet_tf import main, modes
 CONFIGS = tiny.ROOT / "gin_configs"
 PARTS = {"models", "protocols"}  # not recipes, but what they include
 RECIPES = sorted(p for p in CONFIGS.rglob("*.gin") if p.parent.name not in PARTS)
+QUICK = {
+    "finetune", "finetune_masks", "table2/49_640_c", "table2/R50-NAS-FPN_640_b",
+    "table3/R0-SP53_640_a", "table6/49_imagenet", "table6/R34_inat", "table8/damage_both_640_a",
+    "table9/mobile-49XS_256", "table9/MobileNetV2-SSDLite_320",
+}  # fmt: skip
+
+
+def name_of(path) -> str:
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
 
 # What makes any recipe small. Names that a recipe's network does not have are bound in vain.
 SMALL = [
@@ -53,7 +64,22 @@ def eagerly():
     tf.config.run_functions_eagerly(False)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(CONFIGS).with_suffix("")))
+def test_the_quick_ones_exist():
+    assert QUICK <= set(map(name_of, RECIPES))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipe_builds(path):
+    main.parse_gin([str(path)], SMALL, None)
+    modes.scoped_data("train"), modes.Schedule(), modes.Training()
+    assert modes.make_task().build().count_params() > 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] * (name_of(p) not in QUICK)) for p in RECIPES],
+    ids=name_of,
+)
 def test_a_recipe_trains_and_evaluates(path, boxes, classes, tmp_path):
     main.parse_gin([str(path)], SMALL, None)
     network = modes.make_task().network

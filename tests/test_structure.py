@@ -23,7 +23,7 @@ ORDER = [
     {"tasks"},
     {"checkpoints"},
     {"train"},
-    {"export"},
+    {"export", "tpu"},
     {"modes", "main"},
 ]
 FORBIDDEN = {("models", "data"), ("data", "models"), ("specs", "ops"), ("ops", "specs")}

@@ -36,6 +36,7 @@ def run_all(records, folder, task, image):
     return figures, results, tf.saved_model.load(f"{folder}/saved").signatures
 
 
+@pytest.mark.slow
 def test_mask_rcnn_end_to_end(tmp_path):
     records = tiny.make_records(tmp_path)
     image = sorted(glob.glob(f"{tmp_path}/images/train/*.jpg"))[0]

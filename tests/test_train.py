@@ -70,6 +70,7 @@ def test_momentum_keeps_the_rate_outside_the_velocity():
 # --- exact resume
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_restarted_ends_as_if_it_had_not_been(records, tmp_path):
     straight = tiny.run(tiny.command("train", tmp_path / "straight", records))
     assert straight.returncode == 0, straight.stderr[-2000:]
@@ -275,7 +276,7 @@ SEEDS_SCRIPT = """
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from spinenet_tf.models.layers import StochasticDepth
+from spinenet_tf.models.keras_layers import StochasticDepth
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     layer = StochasticDepth(0.5)
@@ -301,6 +302,7 @@ def _free_ports(n):
     return ports
 
 
+@pytest.mark.slow
 def test_two_workers_on_loopback_train_and_checkpoint(records, tmp_path):
     workers = [f"127.0.0.1:{port}" for port in _free_ports(2)]
     processes, logs = [], [tmp_path / f"worker{i}.log" for i in range(2)]

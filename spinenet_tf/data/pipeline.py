@@ -158,7 +158,11 @@ def batch_spec(data: Data, batch: int, labels: str) -> dict[str, tf.TensorSpec]:
     """What `train_batches` gives a replica of `batch` images, without reading any."""
     _check_labels(labels)
     side, n, m = data.canvas, data.max_boxes, data.mask_size
-    columns = {"image": ([side, side, 3], tf.uint8), "id": ([], tf.int64), "draws": ([4], tf.float32)}
+    columns = {
+        "image": ([side, side, 3], tf.uint8),
+        "id": ([], tf.int64),
+        "draws": ([4], tf.float32),
+    }
     if labels == "class":
         columns["label"] = ([], tf.int32)
     else:

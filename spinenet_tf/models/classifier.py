@@ -5,7 +5,8 @@ import keras
 
 from spinenet_tf import specs
 from spinenet_tf.models.backbones import backbone_of
-from spinenet_tf.models.layers import Style, Upsample, float32
+from spinenet_tf.models.keras_layers import Upsample
+from spinenet_tf.models.layers import Style, float32
 from spinenet_tf.models.resnet import ResNet
 
 

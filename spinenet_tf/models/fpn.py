@@ -7,7 +7,8 @@ import keras
 
 from spinenet_tf import graphs, specs
 from spinenet_tf.models import layers
-from spinenet_tf.models.layers import Style, Upsample
+from spinenet_tf.models.keras_layers import Upsample
+from spinenet_tf.models.layers import Style
 from spinenet_tf.models.resnet import ResNet
 
 

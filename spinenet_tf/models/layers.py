@@ -1,16 +1,20 @@
 """Tensor-in, tensor-out pieces that every network here is built from. `keras.layers` only."""
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable
 
 import gin
 import keras
-from keras import ops
 
 from spinenet_tf.graphs import EXPANSION
+from spinenet_tf.models.keras_layers import (
+    BatchNorm,
+    DropBlock,
+    ImageConv,
+    StochasticDepth,
+    Upsample,
+)
 
 ACTIVATIONS = ("relu", "swish")
 NUMERICS = ("official", "model_garden")
@@ -62,12 +66,13 @@ class Style:
         """The activation."""
         return keras.layers.Activation(self.activation, name=name)(x)
 
-    def norm(self, x, name: str):
-        """Batch normalisation over all axes but the last."""
-        return keras.layers.BatchNormalization(
+    def norm(self, x, name: str, act: bool = False):
+        """Batch normalisation over all axes but the last and, if `act`, the activation."""
+        return BatchNorm(
             momentum=self.momentum,
             epsilon=self.epsilon,
             synchronized=self.synchronized,
+            activation=self.activation if act else "linear",
             name=name,
         )(x)
 
@@ -75,9 +80,19 @@ class Style:
         """The regularizer of a kernel."""
         return keras.regularizers.L2(self.weight_decay / 2) if self.weight_decay else None
 
-    def conv_layer(self, filters: int, kernel: int, **kwargs) -> keras.layers.Conv2D:
+    def conv_layer(self, filters: int, kernel: int, kind=keras.layers.Conv2D, **kwargs):
         """A convolution layer with this style's weight decay; the caller applies it."""
-        return keras.layers.Conv2D(filters, kernel, kernel_regularizer=self.decay(), **kwargs)
+        return kind(filters, kernel, kernel_regularizer=self.decay(), **kwargs)
+
+    def stem(self, image, filters: int, kernel: int):
+        """`conv_bn` of stride 2 on images."""
+        if self.numerics == "model_garden":
+            return self.conv_bn(image, filters, kernel, 2, name="stem")
+        conv = self.conv_layer(
+            filters, kernel, ImageConv, use_bias=False, name="stem_conv",
+            kernel_initializer=keras.initializers.VarianceScaling(),
+        )  # fmt: skip
+        return self.norm(conv(image), "stem_bn", act=True)
 
     def conv_bn(self, x, filters: int, kernel: int = 1, strides: int = 1, *, name: str, act=True):
         """Convolution without bias, batch norm and, if `act`, the activation."""
@@ -88,8 +103,7 @@ class Style:
             ),
             x, kernel, strides, name,
         )  # fmt: skip
-        x = self.norm(x, f"{name}_bn")
-        return self.act(x, f"{name}_act") if act else x
+        return self.norm(x, f"{name}_bn", act)
 
     def strided(self, make: Callable[..., keras.layers.Layer], x, kernel: int, strides: int, name):
         """Applies the convolution make(strides=, padding=) with the padding of `numerics`."""
@@ -182,137 +196,3 @@ def _shrink(x, octaves: int, numerics: str, name: str):
     if octaves:  # the official code pools once: 3x3 for a factor 2, 5x5 beyond
         x = max_pool(x, 3 if octaves == 1 else 5, 2**octaves, f"{name}_pool")
     return x
-
-
-_PROGRESS = contextvars.ContextVar("progress", default=1.0)
-
-
-@contextlib.contextmanager
-def training_progress(fraction):
-    """Tells layers called within how far training is, 0 to 1 (a number or a scalar tensor)."""
-    token = _PROGRESS.set(fraction)
-    try:
-        yield
-    finally:
-        _PROGRESS.reset(token)
-
-
-class ReplicaSeeds(keras.random.SeedGenerator):
-    """Seeds that differ between the replicas of a strategy; Keras' own are equal."""
-
-    def next(self, ordered: bool = True):
-        """The next seed, [2]."""
-        seed = super().next(ordered)
-        if keras.backend.backend() != "tensorflow":
-            return seed
-        import tensorflow as tf  # not at the top: the same model runs without TensorFlow
-
-        context = tf.distribute.get_replica_context()
-        replica = context.replica_id_in_sync_group if context else 0
-        return seed + ops.cast(ops.stack([replica * 1_000_003, 0]), seed.dtype)
-
-
-@keras.saving.register_keras_serializable("spinenet_tf")
-class StochasticDepth(keras.layers.Layer):
-    """Drops a whole residual branch of an image, and scales the kept ones by 1 / (1 - rate)."""
-
-    def __init__(self, rate: float, **kwargs):
-        super().__init__(**kwargs)
-        self.rate = rate
-        self.seed_generator = ReplicaSeeds()
-
-    def call(self, x, training=False):
-        if not training:
-            return x
-        luck = keras.random.uniform((ops.shape(x)[0], 1, 1, 1), seed=self.seed_generator)
-        return x * ops.cast(luck >= self.rate, x.dtype) / (1.0 - self.rate)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return super().get_config() | {"rate": self.rate}
-
-
-@keras.saving.register_keras_serializable("spinenet_tf")
-class DropBlock(keras.layers.Layer):
-    """Zeroes squares of feature maps and scales the rest up (arXiv 1810.12890, algorithm 1).
-
-    The share that is dropped rises linearly over training (section 3 there), from 0 to `rate`; see
-    `training_progress`. On a map smaller than the square, the square is the map.
-    """
-
-    def __init__(self, rate: float, size: int, **kwargs):
-        super().__init__(**kwargs)
-        self.rate, self.size = rate, size
-        self.seed_generator = ReplicaSeeds()
-
-    def call(self, x, training=False):
-        if not training:
-            return x
-        if not all(isinstance(side, int) for side in ops.shape(x)[1:]):
-            raise ValueError(f"{self.name}: DropBlock trains on maps of a static size only")
-        keep = ops.cast(self._keep(ops.shape(x)), x.dtype)
-        kept = ops.mean(ops.cast(keep, "float32"))
-        return x * keep / ops.cast(ops.maximum(kept, 1e-6), x.dtype)
-
-    def _keep(self, shape):
-        """[b, h, w, c], 1 where no square lies. Squares do not stick out of the map."""
-        sides = [min(self.size, side) for side in shape[1:3]]
-        room = [side - square + 1 for side, square in zip(shape[1:3], sides, strict=True)]
-        rate = self.rate * ops.cast(_PROGRESS.get(), "float32")
-        gamma = rate * shape[1] * shape[2] / (sides[0] * sides[1] * room[0] * room[1])
-        luck = keras.random.uniform((shape[0], *room, shape[3]), seed=self.seed_generator)
-        corner = ops.cast(luck < gamma, "float32")  # top left corners of squares
-        padding = [[0, 0], *([side - 1, side - 1] for side in sides), [0, 0]]
-        dropped = ops.max_pool(ops.pad(corner, padding), sides, strides=1, padding="valid")
-        return 1.0 - dropped
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return super().get_config() | {"rate": self.rate, "size": self.size}
-
-
-@keras.saving.register_keras_serializable("spinenet_tf")
-class Upsample(keras.layers.Layer):
-    """Nearest-neighbour resize of features to `level` of an image's pyramid.
-
-    A layer, not a function, since only at run time is the size of a dynamic image known. Row i
-    reads row floor(i * source / target), so a size that does not divide (224 px: P7 has 2 rows, P5
-    has 7) gives what the official code's resize gives.
-
-    Call arguments: [features [b, h, w, c], image [b, H, W, 3]]; returns [b, ceil(H / 2**level),
-    ceil(W / 2**level), c].
-    """
-
-    def __init__(self, level: int, **kwargs):
-        super().__init__(**kwargs)
-        self.level = level
-
-    def call(self, inputs):
-        x, image = inputs
-        for axis in (1, 2):
-            x = _nearest(x, axis, _ceil_shift(ops.shape(image)[axis], self.level))
-        return x
-
-    def compute_output_shape(self, input_shape):
-        x, image = input_shape
-        size = (None if n is None else _ceil_shift(n, self.level) for n in image[1:3])
-        return (x[0], *size, x[3])
-
-    def get_config(self):
-        return super().get_config() | {"level": self.level}
-
-
-def _ceil_shift(n, level: int):
-    return (n + 2**level - 1) // 2**level
-
-
-def _nearest(x, axis: int, target):
-    """Resizes one spatial axis; a static multiple is a repeat, which a TPU does with no gather."""
-    source = ops.shape(x)[axis]
-    if isinstance(source, int) and isinstance(target, int) and target % source == 0:
-        return ops.repeat(x, target // source, axis=axis)
-    return ops.take(x, ops.arange(target, dtype="int32") * source // target, axis=axis)

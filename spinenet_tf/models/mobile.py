@@ -67,7 +67,7 @@ def SpineNetMobile(  # noqa: N802
         x = _fuse(node, nodes, features, image, filters(node), style)
         return mbconv(x, filters(node), style=style, drop_path=rate, name=f"block{node.index}")
 
-    x = style.conv_bn(image, int(specs.MOBILE_STEM_FILTERS * scaling.width), 3, 2, name="stem")
+    x = style.stem(image, int(specs.MOBILE_STEM_FILTERS * scaling.width), 3)
     features, nodes = build_nodes(x, 1, graph, style, stem_block, permuted_block)
     outputs = pyramid(features, nodes, scaling.endpoints, style)
     return keras.Model(image, outputs, name=f"spinenet_{size.lower()}")
@@ -104,8 +104,7 @@ def depthwise(x, strides: int, style: Style, name: str):
         keras.layers.DepthwiseConv2D, 3, use_bias=False, depthwise_regularizer=style.decay(),
         name=f"{name}_conv",
     )  # fmt: skip
-    x = style.norm(style.strided(conv, x, 3, strides, name), f"{name}_bn")
-    return style.act(x, f"{name}_act")
+    return style.norm(style.strided(conv, x, 3, strides, name), f"{name}_bn", act=True)
 
 
 def excite(x, squeezed: int, style: Style, name: str):

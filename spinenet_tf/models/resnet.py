@@ -41,7 +41,7 @@ def ResNet(  # noqa: N802 - a network's name, as in keras.applications
     """
     stages = specs.row(specs.RESNETS, size)
     style, image = Style(**style), keras.Input(input_shape, name="image")
-    x = style.conv_bn(image, specs.STEM_FILTERS, 7, 2, name="stem")
+    x = style.stem(image, specs.STEM_FILTERS, 7)
     x = layers.max_pool(x, 3, 2, "stem_pool")
     rates = [style.depth_rate(i, sum(stages.blocks)) for i in range(sum(stages.blocks))]
     outputs = {}

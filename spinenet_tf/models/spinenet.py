@@ -57,7 +57,7 @@ def SpineNet(  # noqa: N802 - a network's name, as in keras.applications
         x = _fuse(node, nodes, features, image, scaling, style)
         return _group(x, node, scaling, rate, style)
 
-    x = style.conv_bn(image, specs.STEM_FILTERS, 7, 2, name="stem")
+    x = style.stem(image, specs.STEM_FILTERS, 7)
     x = layers.max_pool(x, 3, 2, "stem_pool")
     features, nodes = build_nodes(x, 2, graph, style, stem_block, permuted_block)
     outputs = pyramid(features, nodes, scaling.endpoints, style)

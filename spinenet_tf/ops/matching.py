@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from spinenet_tf.ops import boxes as box_ops
@@ -72,3 +73,18 @@ def anchor_targets(
         boxes=tf.where(positive[..., None], box_ops.encode(matched, anchors, inclusive), 0.0),
         positive=positive,
     )
+
+
+def one_hot(classes: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """[..., k] int32 classes of anchors -> [..., k * num_classes] bool, True at each one's class.
+
+    Class 0, the background, is nowhere True. The channels of an anchor lie side by side, as in a
+    prediction. A matrix product spreads the classes over them, since that moves nothing: of two
+    digits to the base of 256, which bfloat16 holds exactly.
+    """
+    k = classes.shape[-1]
+    spread = np.repeat(np.eye(k, dtype=np.float32), num_classes, axis=1)
+    label = np.tile(np.arange(num_classes, dtype=np.float32), k)
+    digits = tf.cast(tf.concat([classes // 256, classes % 256], -1), tf.float32)
+    of_anchor = tf.tensordot(digits, tf.constant(np.concatenate([256 * spread, spread])), 1)
+    return of_anchor == np.where(label > 0, label, -1.0)

@@ -94,11 +94,11 @@ class Detection:
           (total, {'class', 'box', 'l2', 'total'}), float32 scalars.
         """
         images, view = common.look(batch, self.image_size, self.augmentation if training else None)
-        class_logits, box_outputs = self.flatten(model(images, training=training))
+        outputs = model(images, training=training)
         targets = self.targets(batch, view)
         positives = tf.reduce_sum(tf.cast(targets.positive, tf.float32))
         positives = common.over_replicas(positives)
-        parts = self.losses(class_logits, box_outputs, targets)
+        parts = self.losses(outputs, targets)
         parts = {name: part / (positives + 1.0) for name, part in parts.items()}
         parts["l2"] = common.weight_decay(model)
         total = parts["class"] + self.box_weight * parts["box"] + parts["l2"]
@@ -112,14 +112,27 @@ class Detection:
             anchors, boxes, batch["classes"], valid, self.match_threshold, self.inclusive_boxes
         )
 
-    def losses(self, class_logits, box_outputs, targets: matching.Targets) -> dict:
-        """Sums over [b, a, ...]: focal loss, and Huber loss, a quarter for each coordinate."""
-        one_hot = tf.one_hot(targets.classes, self.num_classes)[..., 1:]
-        one_hot = tf.pad(one_hot, [[0, 0], [0, 0], [1, 0]])  # the background has no positive
-        focal = losses.focal(class_logits, one_hot, self.focal_alpha, self.focal_gamma)
-        huber = losses.huber(box_outputs, targets.boxes, self.huber_delta)
-        huber = tf.where(targets.positive[..., None], huber, 0.0)
-        return {"class": tf.reduce_sum(focal), "box": tf.reduce_sum(huber) / 4.0}
+    def losses(self, outputs: dict, targets: matching.Targets) -> dict:
+        """Sums over all anchors: focal loss, and Huber loss, a quarter for each coordinate.
+
+        On the maps as they are: flattened to [anchors, classes], they would all be moved.
+        """
+        sums, anchors = {"class": 0.0, "box": 0.0}, self.anchors.per_place
+        shapes = {level: boxes.shape[1:3] for level, boxes in sorted(outputs["box"].items())}
+        sizes = [height * width * anchors for height, width in shapes.values()]
+        parts = zip(*(tf.split(part, sizes, axis=1) for part in targets), strict=True)
+        for (level, shape), (classes, boxes, positive) in zip(shapes.items(), parts, strict=True):
+            classes = tf.reshape(classes, [-1, *shape, anchors])
+            one_hot = matching.one_hot(classes, self.num_classes)
+            focal = losses.focal(
+                outputs["class"][level], one_hot, self.focal_alpha, self.focal_gamma
+            )
+            boxes = tf.reshape(boxes, [-1, *shape, anchors * 4])
+            huber = losses.huber(outputs["box"][level], boxes, self.huber_delta)
+            positive = tf.repeat(tf.reshape(positive, [-1, *shape, anchors]), 4, axis=-1)
+            sums["class"] += tf.reduce_sum(focal)
+            sums["box"] += tf.reduce_sum(tf.where(positive, huber, 0.0)) / 4.0
+        return sums
 
     def predict(self, model: keras.Model, batch: dict, *, native: bool = False) -> nms.Detections:
         """Detections in pixels of the source images.

@@ -55,6 +55,7 @@ def _erase_copies(module, ir) -> None:
 
 
 def main() -> None:
+    """Compiles the file that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("hlo")
     parser.add_argument("--topology", required=True)

@@ -31,6 +31,7 @@ class Instruction(NamedTuple):
     rest: str  # attributes, metadata, backend configuration
 
     def find(self, pattern: str) -> str | None:
+        """What the group of a pattern matches in the attributes."""
         found = re.search(pattern, self.rest)
         return found and found[1]
 
@@ -61,6 +62,7 @@ class Cost(NamedTuple):
 
     @property
     def total(self) -> float:
+        """What is estimated and what is priced by bytes."""
         return self.estimated + self.copied
 
 
@@ -113,7 +115,9 @@ def layer_of(one: Instruction) -> str:
     """The part of the model that an instruction computes, and whether it is of the gradient."""
     path = one.find(r'op_name="([^"]*)"') or one.opcode
     backward = "gradient_tape" in path
-    parts = [p for p in re.split(r"[/.]", path) if not re.match(r"(gradient_tape|call|jit|XLA_Args)", p)]
+    parts = [
+        p for p in re.split(r"[/.]", path) if not re.match(r"(gradient_tape|call|jit|XLA_Args)", p)
+    ]
     name = parts[1] if len(parts) > 2 else parts[0] if parts else one.opcode
     return re.sub(r"(_\d+)+$", "", name) + (" backward" if backward else "")
 

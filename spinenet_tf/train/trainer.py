@@ -15,7 +15,7 @@ from spinenet_tf.checkpoints import folder, load
 from spinenet_tf.data.check import named_errors
 from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
 from spinenet_tf.data.report import Report
-from spinenet_tf.models.layers import training_progress
+from spinenet_tf.models.keras_layers import training_progress
 from spinenet_tf.train.optimizer import Momentum, Schedule
 from spinenet_tf.train.progress import NoticeSigterm, Progress
 

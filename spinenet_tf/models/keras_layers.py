@@ -1,0 +1,266 @@
+"""Keras layers that Keras does not have, or computes otherwise. `keras.ops` only."""
+
+import contextlib
+import contextvars
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+class BatchNorm(keras.layers.BatchNormalization):
+    """Batch normalisation over all axes but the last, then an activation.
+
+    In training the gradient is written out: it needs the input only, from which it computes the
+    rest again. So one tensor a convolution stays in memory where Keras keeps up to four, and the
+    statistics are read in one pass. They, and all sums, are in float32, since a bfloat16 sum of
+    a million numbers has no digit right.
+
+    Args:
+      activation: 'linear', 'relu' or 'swish'.
+    """
+
+    def __init__(self, activation: str = "linear", **kwargs):
+        super().__init__(**kwargs)
+        self.activation = activation
+
+    def call(self, x, training=None):
+        if not (training and self.trainable):
+            x = super().call(x, training=False)
+            return keras.activations.get(self.activation)(x)
+        mean, variance = self._statistics(_precise(x))
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + value * (1.0 - self.momentum))
+        scale = ops.rsqrt(variance + self.epsilon)
+        gamma, beta = self.gamma + 0.0, self.beta + 0.0  # custom_gradient wants tensors
+        return ops.custom_gradient(self._normalise)(x, gamma, beta, mean, scale)
+
+    def _statistics(self, x):
+        """Mean and variance [c] of [..., c] over all replicas; no gradient.
+
+        In one pass, of what differs from the moving mean: squares that are subtracted are small.
+        """
+        x = ops.stop_gradient(x) - self.moving_mean
+        sums = [ops.sum(v, self._reduction_axes) for v in (x, x * x)]
+        shift, square = self._mean(sums, x)
+        return shift + self.moving_mean, ops.maximum(square - shift * shift, 0.0)
+
+    def _mean(self, sums: list, x):
+        """Sums over the batch of x -> means, over the batches of all replicas."""
+        count = ops.cast(ops.size(x) // ops.shape(x)[-1], sums[0].dtype)
+        sums = ops.stack(sums) / count
+        if self.synchronized:
+            import tensorflow as tf  # not at the top: Keras allows `synchronized` with it only
+
+            replica = tf.distribute.get_replica_context()
+            sums = replica.all_reduce(tf.distribute.ReduceOp.MEAN, sums)
+        return ops.unstack(sums, 2)
+
+    def _normalise(self, x, gamma, beta, mean, scale):
+        """The output of the layer, and its gradient through mean and scale as well."""
+
+        def parts():
+            normalised = (_precise(x) - mean) * scale
+            return normalised, normalised * gamma + beta
+
+        def gradient(upstream):
+            normalised, y = parts()
+            upstream = _precise(upstream) * SLOPES[self.activation](y)
+            sums = [ops.sum(v, self._reduction_axes) for v in (upstream, upstream * normalised)]
+            along = self._mean(sums, x)
+            of_x = (upstream - along[0] - normalised * along[1]) * (gamma * scale)
+            return ops.cast(of_x, x.dtype), sums[1], sums[0], *map(ops.zeros_like, (mean, scale))
+
+        y = keras.activations.get(self.activation)(parts()[1])
+        return ops.cast(y, x.dtype), gradient
+
+    def get_config(self):
+        return super().get_config() | {"activation": self.activation}
+
+
+def _precise(x):
+    """In float32, or float64 if it is."""
+    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+
+
+def _swish_slope(y):
+    gate = ops.sigmoid(y)
+    return gate * (1.0 + y * (1.0 - gate))
+
+
+SLOPES = {
+    "linear": lambda y: ops.ones_like(y),
+    "relu": lambda y: ops.cast(y > 0, y.dtype),
+    "swish": _swish_slope,
+}
+
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+class ImageConv(keras.layers.Conv2D):
+    """A convolution of stride 2 with an odd kernel on an image padded by half the kernel.
+
+    Computed on cells of 2x2 pixels, as a convolution of stride 1 with a kernel half as wide: of a
+    TPU's 128 lanes, three channels would use three. Weights and result are those of the plain one.
+    """
+
+    def call(self, image):
+        size = self.kernel_size[0]
+        front = size // 2 % 2  # of the kernel, so that its taps start with a cell
+        taps, before = (size + 1) // 2, (size // 2 + front) // 2
+        kernel = ops.pad(self.kernel, [[front, 1 - front]] * 2 + [[0, 0]] * 2)
+        channels, filters = kernel.shape[2:]
+        kernel = ops.reshape(kernel, [taps, 2, taps, 2, channels, filters])
+        kernel = ops.transpose(kernel, [0, 2, 1, 3, 4, 5])
+        kernel = ops.reshape(kernel, [taps, taps, 4 * channels, filters])
+        around = [before, taps - 1 - before]
+        cells = ops.pad(_cells(image), [[0, 0], around, around, [0, 0]])
+        return ops.conv(cells, kernel, padding="valid")
+
+    def compute_output_shape(self, input_shape):
+        batch, *sides, _ = input_shape
+        return (batch, *(n and (n + 1) // 2 for n in sides), self.filters)
+
+
+def _cells(image):
+    """[b, h, w, c] -> [b, ceil(h / 2), ceil(w / 2), 4 c]. Slices: a TPU transposes badly."""
+    height, width = ops.shape(image)[1:3]
+    if not all(isinstance(n, int) and n % 2 == 0 for n in (height, width)):
+        image = ops.pad(image, [[0, 0], [0, 1], [0, 1], [0, 0]])
+    bottom, right = height + height % 2, width + width % 2
+    return ops.concatenate(
+        [image[:, y:bottom:2, x:right:2] for y in range(2) for x in range(2)], axis=-1
+    )
+
+
+_PROGRESS = contextvars.ContextVar("progress", default=1.0)
+
+
+@contextlib.contextmanager
+def training_progress(fraction):
+    """Tells layers called within how far training is, 0 to 1 (a number or a scalar tensor)."""
+    token = _PROGRESS.set(fraction)
+    try:
+        yield
+    finally:
+        _PROGRESS.reset(token)
+
+
+class ReplicaSeeds(keras.random.SeedGenerator):
+    """Seeds that differ between the replicas of a strategy; Keras' own are equal."""
+
+    def next(self, ordered: bool = True):
+        """The next seed, [2]."""
+        seed = super().next(ordered)
+        if keras.backend.backend() != "tensorflow":
+            return seed
+        import tensorflow as tf  # not at the top: the same model runs without TensorFlow
+
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group if context else 0
+        return seed + ops.cast(ops.stack([replica * 1_000_003, 0]), seed.dtype)
+
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+class StochasticDepth(keras.layers.Layer):
+    """Drops a whole residual branch of an image, and scales the kept ones by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed_generator = ReplicaSeeds()
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        luck = keras.random.uniform((ops.shape(x)[0], 1, 1, 1), seed=self.seed_generator)
+        return x * ops.cast(luck >= self.rate, x.dtype) / (1.0 - self.rate)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {"rate": self.rate}
+
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+class DropBlock(keras.layers.Layer):
+    """Zeroes squares of feature maps and scales the rest up (arXiv 1810.12890, algorithm 1).
+
+    The share that is dropped rises linearly over training (section 3 there), from 0 to `rate`; see
+    `training_progress`. On a map smaller than the square, the square is the map.
+    """
+
+    def __init__(self, rate: float, size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.rate, self.size = rate, size
+        self.seed_generator = ReplicaSeeds()
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        if not all(isinstance(side, int) for side in ops.shape(x)[1:]):
+            raise ValueError(f"{self.name}: DropBlock trains on maps of a static size only")
+        keep = ops.cast(self._keep(ops.shape(x)), x.dtype)
+        kept = ops.mean(ops.cast(keep, "float32"))
+        return x * keep / ops.cast(ops.maximum(kept, 1e-6), x.dtype)
+
+    def _keep(self, shape):
+        """[b, h, w, c], 1 where no square lies. Squares do not stick out of the map."""
+        sides = [min(self.size, side) for side in shape[1:3]]
+        room = [side - square + 1 for side, square in zip(shape[1:3], sides, strict=True)]
+        rate = self.rate * ops.cast(_PROGRESS.get(), "float32")
+        gamma = rate * shape[1] * shape[2] / (sides[0] * sides[1] * room[0] * room[1])
+        luck = keras.random.uniform((shape[0], *room, shape[3]), seed=self.seed_generator)
+        corner = ops.cast(luck < gamma, "float32")  # top left corners of squares
+        padding = [[0, 0], *([side - 1, side - 1] for side in sides), [0, 0]]
+        dropped = ops.max_pool(ops.pad(corner, padding), sides, strides=1, padding="valid")
+        return 1.0 - dropped
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {"rate": self.rate, "size": self.size}
+
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+class Upsample(keras.layers.Layer):
+    """Nearest-neighbour resize of features to `level` of an image's pyramid.
+
+    A layer, not a function, since only at run time is the size of a dynamic image known. Row i
+    reads row floor(i * source / target), so a size that does not divide (224 px: P7 has 2 rows, P5
+    has 7) gives what the official code's resize gives.
+
+    Call arguments: [features [b, h, w, c], image [b, H, W, 3]]; returns [b, ceil(H / 2**level),
+    ceil(W / 2**level), c].
+    """
+
+    def __init__(self, level: int, **kwargs):
+        super().__init__(**kwargs)
+        self.level = level
+
+    def call(self, inputs):
+        x, image = inputs
+        for axis in (1, 2):
+            x = _nearest(x, axis, _ceil_shift(ops.shape(image)[axis], self.level))
+        return x
+
+    def compute_output_shape(self, input_shape):
+        x, image = input_shape
+        size = (None if n is None else _ceil_shift(n, self.level) for n in image[1:3])
+        return (x[0], *size, x[3])
+
+    def get_config(self):
+        return super().get_config() | {"level": self.level}
+
+
+def _ceil_shift(n, level: int):
+    return (n + 2**level - 1) // 2**level
+
+
+def _nearest(x, axis: int, target):
+    """Resizes one spatial axis; a static multiple is a repeat, which a TPU does with no gather."""
+    source = ops.shape(x)[axis]
+    if isinstance(source, int) and isinstance(target, int) and target % source == 0:
+        return ops.repeat(x, target // source, axis=axis)
+    return ops.take(x, ops.arange(target, dtype="int32") * source // target, axis=axis)
