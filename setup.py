@@ -17,5 +17,9 @@ setup(
         "pillow>=10",
         "matplotlib>=3.8",
     ],
-    extras_require={"tfds": ["tensorflow-datasets>=4.9"], "beam": ["apache-beam>=2.70"]},
+    extras_require={
+        "tfds": ["tensorflow-datasets>=4.9"],
+        "beam": ["apache-beam>=2.70"],
+        "tpu": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.52"],
+    },
 )

@@ -15,7 +15,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import gin
 from absl import app, flags, logging
 
-MODES = ("train", "eval", "train_and_eval", "predict", "export", "profile", "draw", "convert")
+MODES = (
+    "train", "eval", "train_and_eval", "predict", "export", "profile", "draw", "convert",
+    "tpu_compile",
+)  # fmt: skip
 SETTINGS = ("activation", "epsilon", "image_size", "anchor_size")  # flags about foreign checkpoints
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train_and_eval", MODES, "what to do")
@@ -24,7 +27,9 @@ flags.DEFINE_multi_string("gin_param", [], "one binding, such as 'Schedule.epoch
 flags.DEFINE_string("model_dir", None, "folder of checkpoints, summaries and figures; gs:// works")
 flags.DEFINE_multi_string("images", [], "predict: image files or globs")
 flags.DEFINE_string(
-    "output", None, "to write; predict, export: folder; draw: PNG or SVG; convert: folder or file"
+    "output",
+    None,
+    "to write; predict, export, tpu_compile: folder; draw: PNG or SVG; convert: folder or file",
 )
 flags.DEFINE_string(
     "checkpoint", None, "convert, eval, predict, export: weights of the official code (TF1), of "
@@ -37,6 +42,7 @@ flags.DEFINE_string("activation", None, "of a foreign checkpoint's model, if the
 flags.DEFINE_float("epsilon", None, "batch norm's, likewise")
 flags.DEFINE_integer("image_size", None, "side in pixels of the model's input, likewise")
 flags.DEFINE_float("anchor_size", None, "side of its smallest anchors in strides, likewise")
+flags.DEFINE_string("tpu_type", "v3", "tpu_compile: v3, v4, v5e, v5p or v6e, or a slice like v4-64")
 flags.DEFINE_bool("json", False, "print JSON instead of text")
 
 
@@ -86,6 +92,8 @@ def _run(args) -> None:
             modes.export(args.model_dir, args.output or f"{args.model_dir}/saved_model")
         case "profile":
             modes.profile(args.json)
+        case "tpu_compile":
+            modes.tpu_compile(args.tpu_type, args.output or "", args.json)
         case "draw":
             modes.draw(args.output or "graph.png")
 
@@ -97,7 +105,7 @@ def _check(args) -> None:
       ValueError: says which.
     """
     mode = args.mode
-    if mode not in ("profile", "draw", "convert") and not args.model_dir:
+    if mode not in ("profile", "draw", "convert", "tpu_compile") and not args.model_dir:
         raise ValueError(f"--mode={mode} needs --model_dir")
     if mode == "convert" and not (args.checkpoint and args.output):
         raise ValueError("--mode=convert needs --checkpoint and --output")

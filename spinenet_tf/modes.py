@@ -21,6 +21,7 @@ from spinenet_tf.models.count import count
 from spinenet_tf.tasks.classification import Classification  # noqa: F401 - for gin
 from spinenet_tf.tasks.detection import Detection
 from spinenet_tf.tasks.instances import InstanceSegmentation  # noqa: F401 - for gin
+from spinenet_tf.tpu import report as tpu_report
 from spinenet_tf.train.optimizer import Schedule
 from spinenet_tf.train.strategy import make_strategy
 from spinenet_tf.train.trainer import Run, Training
@@ -122,6 +123,16 @@ def profile(as_json: bool = False) -> dict:
         "activation_bytes_bfloat16": 2 * counts.activations,
     }
     print(json.dumps(figures) if as_json else _profile_text(figures))
+    return figures
+
+
+def tpu_compile(tpu_type: str, output: str = "", as_json: bool = False) -> list[dict]:
+    """Compiles the recipe's training step and prediction for a TPU, and prints what they cost."""
+    figures = tpu_report.compile_recipe(
+        make_task(), Training(), scoped_data("train"), Schedule(), tpu_type, output
+    )
+    for one in figures:
+        print(json.dumps(tpu_report.rounded(one)) if as_json else tpu_report.text(one), flush=True)
     return figures
 
 

@@ -3,8 +3,8 @@
     python compiler.py step.hlo --topology=v3:2x2 --output=step
 
 writes step.txt, the optimised and scheduled program, and prints one line of JSON: bytes of memory
-by kind, seconds. A script of its own, run by path: needs jax and libtpu, and must not share a
-process with TensorFlow.
+by kind, seconds; or an error, if the program needs more memory than there is. A script of its own,
+run by path: needs jax and libtpu, and must not share a process with TensorFlow.
 """
 
 import argparse
@@ -54,6 +54,14 @@ def _erase_copies(module, ir) -> None:
         copy.erase()
 
 
+def _figures(executable, output: str) -> dict:
+    """Bytes of memory by kind; writes the program."""
+    stats = executable.get_compiled_memory_stats()
+    with open(f"{output}.txt", "w") as file:
+        file.write(executable.hlo_modules()[0].to_string())
+    return {kind: getattr(stats, f"{kind}_size_in_bytes") for kind in MEMORY}
+
+
 def main() -> None:
     """Compiles the file that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,11 +73,13 @@ def main() -> None:
     os.environ.pop("TPU_LIBRARY_PATH", None)
     start = time.monotonic()
     with open(args.hlo, "rb") as file:
-        executable = compile_for(file.read(), args.topology)
-    stats = executable.get_compiled_memory_stats()
-    with open(f"{args.output}.txt", "w") as file:
-        file.write(executable.hlo_modules()[0].to_string())
-    figures = {kind: getattr(stats, f"{kind}_size_in_bytes") for kind in MEMORY}
+        hlo = file.read()
+    try:
+        figures = _figures(compile_for(hlo, args.topology), args.output)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        figures = {"error": str(error)[:1000]}
     print(json.dumps(figures | {"seconds": round(time.monotonic() - start, 1)}))
     sys.stdout.flush()
     os._exit(0)  # libtpu takes long to end
