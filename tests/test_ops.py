@@ -1,5 +1,6 @@
 """Detection mathematics against NumPy written from the definitions, one box at a time."""
 
+import functools
 import math
 
 import numpy as np
@@ -246,6 +247,7 @@ def np_nms(boxes, scores, limit, iou_threshold, score_threshold):
 SUPPRESSORS = {
     "static": nms.static_nms,
     "static, XLA": tf.function(nms.static_nms, jit_compile=True),
+    "static, many blocks": functools.partial(nms.static_nms, candidates=7),
     "native": nms.native_nms,
 }
 
@@ -268,6 +270,21 @@ def test_nms_against_numpy(name, limit, score_threshold):
         np.testing.assert_allclose(found.boxes[i, :n], [boxes[i][e[2]] for e in expected])
         for padding in (found.boxes[i, n:], found.scores[i, n:], found.classes[i, n:]):
             assert not np.any(padding)
+
+
+@pytest.mark.parametrize("candidates", [64, 100, 1024])
+def test_nms_of_equal_scores(candidates):
+    """Four scores only, as bfloat16 makes them equal: lower class first, then lower anchor."""
+    boxes = random_boxes(2, 60)
+    scores = (RNG.integers(0, 4, (2, 60, 3)) / 4).astype("f4")
+    found = nms.static_nms(
+        tf.constant(boxes), tf.constant(scores),
+        limit=30, iou_threshold=0.3, score_threshold=0.05, candidates=candidates,
+    )  # fmt: skip
+    for i in range(2):
+        expected = np_nms(boxes[i], scores[i], 30, 0.3, 0.05)
+        np.testing.assert_array_equal(found.classes[i], [e[1] + 1 for e in expected])
+        np.testing.assert_allclose(found.boxes[i], [boxes[i][e[2]] for e in expected])
 
 
 @pytest.mark.parametrize("name", SUPPRESSORS)

@@ -25,17 +25,23 @@ def area(boxes: tf.Tensor) -> tf.Tensor:
 
 def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """Intersection over union: [..., n, 4], [..., m, 4] -> [..., n, m]; 0 if both are empty."""
-    ymin, xmin, ymax, xmax = zip(
-        tf.unstack(a[..., :, None, :], axis=-1),  # 4 x [..., n, 1]
-        tf.unstack(b[..., None, :, :], axis=-1),  # 4 x [..., 1, m]
-        strict=True,
+    return overlap(
+        [v[..., :, None] for v in tf.unstack(a, axis=-1)],
+        [v[..., None, :] for v in tf.unstack(b, axis=-1)],
+        area(a)[..., :, None] + area(b)[..., None, :],
     )
-    # Coordinate by coordinate: a [..., n, m, 4] tensor would be four times the memory traffic.
-    height = tf.maximum(tf.minimum(*ymax) - tf.maximum(*ymin), 0.0)
-    width = tf.maximum(tf.minimum(*xmax) - tf.maximum(*xmin), 0.0)
-    intersection = height * width  # [..., n, m]
-    union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
-    return tf.math.divide_no_nan(intersection, union)
+
+
+def overlap(a: list[tf.Tensor], b: list[tf.Tensor], areas: tf.Tensor) -> tf.Tensor:
+    """`iou` of boxes given as ymin, xmin, ymax, xmax, each [...], and the sums of their areas.
+
+    Coordinate by coordinate: with a last axis of 4, there would be four times the memory traffic.
+    """
+    height, width = (
+        tf.maximum(tf.minimum(a[i + 2], b[i + 2]) - tf.maximum(a[i], b[i]), 0.0) for i in (0, 1)
+    )
+    intersection = height * width
+    return tf.math.divide_no_nan(intersection, areas - intersection)
 
 
 def encode(boxes: tf.Tensor, anchors: tf.Tensor, inclusive: bool = False) -> tf.Tensor:
