@@ -2,7 +2,8 @@
 
 The optimised program carries `estimated_cycles` for most operations that take time. Only executed
 instructions are summed: the entry's, and loop bodies times their trip count. Copies have no
-estimate and are priced by the bytes they move, apart from the rest.
+estimate and are priced by the bytes they move, apart from the rest; sorts by those of a bitonic
+network.
 """
 
 import collections
@@ -144,9 +145,23 @@ def _price(one: Instruction, computation: dict, chip: Chip) -> tuple[str, float]
     if one.opcode.endswith(("-start", "-done")):
         moved = padded_bytes(one.shape) if one.opcode.endswith("-done") else 0
         return "hidden", 2 * moved / chip.gigabytes / 1e6
-    moved = padded_bytes(one.shape)
-    moved += sum(padded_bytes(computation[n].shape) for n in one.operands if n in computation)
-    return "copied", moved / chip.gigabytes / 1e6
+    return "copied", _moved(one, computation) / chip.gigabytes / 1e6
+
+
+def _moved(one: Instruction, computation: dict) -> int:
+    """Bytes that an operation without an estimate reads and writes."""
+    sizes = [padded_bytes(computation[n].shape) for n in one.operands if n in computation]
+    path = one.name + (one.find(r'op_name="([^"]*)"') or "")
+    if one.opcode == "dynamic-update-slice":  # in place
+        return 2 * sizes[1]
+    if one.opcode in ("gather", "dynamic-slice") or (one.opcode == "fusion" and "gather" in path):
+        return 2 * padded_bytes(one.shape)
+    if one.opcode == "sort":  # all of it once for each stage of a bitonic network
+        axis = int(one.find(r"dimensions=\{(\d+)\}"))
+        side = int(re.search(r"\[([\d,]+)\]", one.shape)[1].split(",")[axis])
+        doublings = math.ceil(math.log2(max(side, 2)))
+        return 2 * padded_bytes(one.shape) * doublings * (doublings + 1) // 2
+    return padded_bytes(one.shape) + sum(sizes)
 
 
 def _called(one: Instruction) -> list[str]:
