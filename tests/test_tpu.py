@@ -1,0 +1,180 @@
+"""The TPU compiler's estimates: what is summed, what is priced by bytes, what fits."""
+
+import importlib.util
+import json
+
+import gin
+import pytest
+import tensorflow as tf
+import tiny
+
+from spinenet_tf import main, modes
+from spinenet_tf.data.pipeline import batch_spec, train_batches
+from spinenet_tf.tpu import chips, cost, programs, report
+
+V3 = chips.CHIPS["v3"]
+needs_compiler = pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="pip install 'spinenet_tf[tpu]'"
+)
+
+PROGRAM = """HloModule step, is_scheduled=true
+
+%body (state: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %state = (s32[], f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[8,128]{1,0:T(8,128)} get-tuple-element(%state), index=1
+  %twice = f32[8,128]{1,0:T(8,128)} add(%x, %x), backend_config={"estimated_cycles":"94000"}
+  ROOT %next = (s32[], f32[8,128]{1,0:T(8,128)}) tuple(%i, %twice)
+}
+
+%condition (state: (s32[], f32[8,128], s32[])) -> pred[] {
+  %state.1 = (s32[], f32[8,128]{1,0:T(8,128)}, s32[]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %n = s32[] get-tuple-element(%state.1), index=2
+  ROOT %less = pred[] compare(%i.1, %n), direction=LT
+}
+
+%unknown (state: (s32[], f32[8,128], s32[])) -> pred[] {
+  %state.2 = (s32[], f32[8,128]{1,0:T(8,128)}, s32[]) parameter(0)
+  %flag = pred[] get-tuple-element(%state.2), index=0
+  ROOT %not = pred[] not(%flag)
+}
+
+ENTRY %main (image: f32[8,128]) -> f32[8,128] {
+  %image = f32[8,128]{1,0:T(8,128)} parameter(0), metadata={op_name="XLA_Args"}
+  %five = s32[] constant(5)
+  %zero = s32[] constant(0)
+  %conv = f32[8,128]{1,0:T(8,128)} fusion(%image), kind=kOutput, calls=%f, metadata={op_name="net/stem_conv_1/convolution"}, backend_config={"estimated_cycles":"940000"}
+  %grad = f32[8,128]{1,0:T(8,128)} fusion(%conv), kind=kOutput, calls=%f, metadata={op_name="gradient_tape/net/stem_conv_1/convolution/Conv2DBackpropFilter"}, backend_config={"estimated_cycles":"470000"}
+  %moved = f32[8,128]{0,1:T(8,128)} copy(%conv)
+  %ahead = f32[8,128]{1,0:T(8,128)} copy-done(%conv)
+  %start = (s32[], f32[8,128]{1,0:T(8,128)}, s32[]) tuple(%zero, %conv, /*index=2*/%five)
+  %loop = (s32[], f32[8,128]{1,0:T(8,128)}, s32[]) while(%start), condition=%condition, body=%body
+  %search = (s32[], f32[8,128]{1,0:T(8,128)}, s32[]) while(%start), condition=%unknown, body=%body
+  ROOT %out = f32[8,128]{1,0:T(8,128)} get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501
+
+
+def test_what_is_executed_is_summed_as_often_as_it_is():
+    costs = cost.cost(cost.parse(PROGRAM), V3)
+    # 940 MHz: 1 ms and 0.5 ms, five rounds of 0.1 ms, and one of the loop of unknown length.
+    assert costs.estimated == pytest.approx(1 + 0.5 + 5 * 0.1 + 0.1)
+    assert costs.unbounded == 1
+    of_conditions = 5 * (4 + 4 + 1) + (1 + 1)  # compare, not: pred and scalars, by bytes
+    read, written = 8 * 128 * 4, 128 * 128 * 4  # its 8 rows become lanes, of which there are 128
+    assert costs.copied * 450e6 == pytest.approx(read + written + of_conditions)
+    assert costs.hidden * 450e6 == pytest.approx(2 * 8 * 128 * 4)
+    assert costs.by_layer["stem_conv"] == pytest.approx(1)
+    assert costs.by_layer["stem_conv backward"] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="no ENTRY"):
+        cost.parse("HloModule x")
+
+
+@pytest.mark.parametrize(
+    "shape, expected",
+    [
+        ("f32[]{:T(256)}", 4),
+        ("bf16[8,80,80,256]{3,0,2,1:T(8,128)(2,1)}", 8 * 80 * 80 * 256 * 2),
+        ("bf16[2,80,80,32]{3,0,2,1:T(4,128)(2,1)}", 4 * 80 * 80 * 128 * 2),  # 2 -> 4, 32 -> 128
+        ("(f32[3,5]{1,0}, pred[7]{0:T(1024)})", 60 + 1024),
+        ("f32[8,100,4]{1,0,2:T(8,128)}", 8 * 128 * 4 * 4),
+    ],
+)
+def test_memory_of_a_shape_is_that_of_whole_tiles(shape, expected):
+    assert cost.padded_bytes(shape) == expected
+
+
+def test_operations_without_an_estimate_are_priced_by_what_they_move():
+    text = """ENTRY %main (x: f32[8,1024]) -> f32[8,1024] {
+  %x = f32[8,1024]{1,0:T(8,128)} parameter(0)
+  %i = s32[] constant(0)
+  %row = f32[8,128]{1,0:T(8,128)} constant(0)
+  %put = f32[8,1024]{1,0:T(8,128)} dynamic-update-slice(%x, %row, %i, %i)
+  %get = f32[8,128]{1,0:T(8,128)} dynamic-slice(%x, %i, %i), dynamic_slice_sizes={8,128}
+  ROOT %order = f32[8,1024]{1,0:T(8,128)} sort(%x), dimensions={1}, to_apply=%compare
+}"""
+    program = cost.parse(text)
+    moved = {
+        name: cost._moved(program.computations["main"][name], program.computations["main"])
+        for name in ("put", "get", "order")
+    }
+    assert moved == {"put": 2 * 4096, "get": 2 * 4096, "order": 2 * 32768 * 55}  # 10 * 11 / 2
+
+
+def test_slices_have_names():
+    assert chips.find("v3") == ("v3", V3, 32)
+    assert chips.find("v4-64")[2] == 32 and chips.find("v5litepod-16")[2] == 16
+    for wrong, message in (
+        ("v2", "none of"),
+        ("v3-33", "have"),
+        ("v4-4", "have"),
+        ("v3-x", "none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chips.find(wrong)
+
+
+@pytest.mark.parametrize("labels", ["boxes", "masks", "class"])
+def test_the_spec_of_a_batch_is_that_of_the_input(labels, tmp_path):
+    make = tiny.make_class_records if labels == "class" else tiny.make_records
+    gin.parse_config(tiny.bindings(make(tmp_path)))
+    data = modes.scoped_data("train")
+    actual = train_batches(data, labels=labels).element_spec
+    spec = batch_spec(data, data.batch_size, labels)
+    assert actual.keys() == spec.keys()
+    for name, part in spec.items():
+        assert actual[name].is_compatible_with(part) and actual[name].dtype == part.dtype, name
+        assert actual[name].shape == part.shape, name
+
+
+@needs_compiler
+def test_a_recipe_is_compiled_for_a_tpu(tmp_path, capsys):
+    gin.parse_config([*tiny.BINDINGS, "Training.deterministic = False", "Data.batch_size = 64"])
+    modes.tpu_compile("v3-32", str(tmp_path), as_json=True)
+    train, predict = map(json.loads, capsys.readouterr().out.splitlines()[-2:])
+    weights = modes.make_task().build().count_params() * 4
+    for one in (train, predict):
+        assert one["fits"] and one["batch"] == 2 and one["devices"] == 32
+        assert one["estimated_ms"] > one["limit_ms"] > 0 and one["layers"]["stem_conv"] > 0
+        assert (tmp_path / f"{one['program']}.txt").exists()
+    canvases = 2 * 64 * 64 * 3
+    assert train["memory"]["argument"] > 2 * weights * 0.95 + canvases  # with velocities
+    assert train["memory"]["alias"] > 2 * weights * 0.95  # updated in place
+    assert predict["memory"]["argument"] < train["memory"]["argument"] - 0.9 * weights
+    assert predict["memory"]["alias"] == 0
+    text = report.text(train)
+    assert "train on v3, 2 images on each of 32 devices: fits" in text and "no run time" in text
+
+
+@needs_compiler
+def test_a_program_that_does_not_fit_says_so(tmp_path):
+    hlo = programs.lower(
+        lambda x: tf.sort(x) + tf.reverse(x, [0]), [tf.TensorSpec([8, 2**28], tf.float32)]
+    )
+    figures = report.compile_program(hlo, V3, tmp_path / "large")
+    assert not figures["fits"] and "hbm" in figures["error"].lower()
+    about = {"program": "train", "tpu": "v3", "batch": 8, "devices": 32}
+    assert "does not fit" in report.text(about | figures)
+
+
+def test_a_batch_must_divide_by_the_devices(monkeypatch):
+    gin.parse_config([*tiny.BINDINGS, "Data.batch_size = 48"])
+    monkeypatch.setattr(report, "check_installed", lambda: None)
+    with pytest.raises(ValueError, match="batch_size=48 does not divide by the 32 devices"):
+        modes.tpu_compile("v3")
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"spinenet_tf\[tpu\]"):
+        report.check_installed()
+
+
+def test_every_detection_recipe_names_a_batch_for_the_papers_hardware():
+    """32 devices divide every global batch, so that --tpu_type=v3 needs no slice."""
+    for path in sorted((tiny.ROOT / "gin_configs").glob("table*/*.gin")):
+        gin.clear_config()
+        main.parse_gin([str(path)], [], None)
+        data = modes.scoped_data("train")
+        assert data.batch_size % chips.DEFAULT == 0, path
