@@ -95,7 +95,7 @@ def test_outputs_equal_model_gardens(size):
     ours = retinanet(size, 256, numerics="model_garden", activation=activation)
     randomize(ours)
     features, classes, boxes = _model_garden(ours, size, image, activation)
-    taps = {f"P{n}": ours.get_layer(f"p{n}_bn").output for n in graphs.OUTPUT_LEVELS}
+    taps = {f"P{n}": ours.get_layer(f"p{n}_act").output for n in graphs.OUTPUT_LEVELS}
     outputs, pyramid = ours(image), keras.Model(ours.input, taps)(image)
     for level in graphs.OUTPUT_LEVELS:
         assert_close(pyramid[f"P{level}"], features[str(level)])

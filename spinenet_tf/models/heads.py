@@ -39,7 +39,7 @@ def dense(
     predictions = {}
     for level, x in features.items():
         for i, conv in enumerate(tower):
-            x = style.norm(conv(x), f"{name}_{i}_{level.lower()}_bn", act=True)
+            x = style.act(style.norm(conv(x), f"{name}_{i}_{level.lower()}_bn"))
         x = predict(x)
         predictions[level] = keras.layers.Activation("linear", dtype="float32")(x)
     return predictions

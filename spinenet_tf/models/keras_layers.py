@@ -9,90 +9,32 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("spinenet_tf")
 class BatchNorm(keras.layers.BatchNormalization):
-    """Batch normalisation over all axes but the last, then an activation.
+    """Keras' batch normalisation, trained by TensorFlow's fused kernel where it can be.
 
-    In training the gradient is written out: it needs the input only, from which it computes the
-    rest again. So one tensor a convolution stays in memory where Keras keeps up to four, and the
-    statistics are read in one pass. They, and all sums, are in float32, since a bfloat16 sum of
-    a million numbers has no digit right.
-
-    Args:
-      activation: 'linear', 'relu' or 'swish'.
+    The kernel takes [b, h, w, c], not in float64, and knows nothing of other replicas. On a CPU it
+    is twice as fast as the operations that Keras makes; for a TPU, XLA makes the same of both.
     """
 
-    def __init__(self, activation: str = "linear", **kwargs):
-        super().__init__(**kwargs)
-        self.activation = activation
-
     def call(self, x, training=None):
-        if not (training and self.trainable):
-            x = super().call(x, training=False)
-            return keras.activations.get(self.activation)(x)
-        mean, variance = self._statistics(_precise(x))
+        if not (training and self.trainable and self._fits_kernel(x)):
+            return super().call(x, training=training)
+        import tensorflow as tf  # not at the top: the same model runs without TensorFlow
+
+        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=self.gamma, offset=self.beta, mean=[], variance=[],
+            epsilon=self.epsilon, is_training=True,
+        )  # fmt: skip
+        count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+        variance *= tf.maximum(count - 1, 1) / count  # the kernel's is of a sample
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving * self.momentum + value * (1.0 - self.momentum))
-        scale = ops.rsqrt(variance + self.epsilon)
-        gamma, beta = self.gamma + 0.0, self.beta + 0.0  # custom_gradient wants tensors
-        return ops.custom_gradient(self._normalise)(x, gamma, beta, mean, scale)
+        return y
 
-    def _statistics(self, x):
-        """Mean and variance [c] of [..., c] over all replicas; no gradient.
-
-        In one pass, of what differs from the moving mean: squares that are subtracted are small.
-        """
-        x = ops.stop_gradient(x) - self.moving_mean
-        sums = [ops.sum(v, self._reduction_axes) for v in (x, x * x)]
-        shift, square = self._mean(sums, x)
-        return shift + self.moving_mean, ops.maximum(square - shift * shift, 0.0)
-
-    def _mean(self, sums: list, x):
-        """Sums over the batch of x -> means, over the batches of all replicas."""
-        count = ops.cast(ops.size(x) // ops.shape(x)[-1], sums[0].dtype)
-        sums = ops.stack(sums) / count
-        if self.synchronized:
-            import tensorflow as tf  # not at the top: Keras allows `synchronized` with it only
-
-            replica = tf.distribute.get_replica_context()
-            sums = replica.all_reduce(tf.distribute.ReduceOp.MEAN, sums)
-        return ops.unstack(sums, 2)
-
-    def _normalise(self, x, gamma, beta, mean, scale):
-        """The output of the layer, and its gradient through mean and scale as well."""
-
-        def parts():
-            normalised = (_precise(x) - mean) * scale
-            return normalised, normalised * gamma + beta
-
-        def gradient(upstream):
-            normalised, y = parts()
-            upstream = _precise(upstream) * SLOPES[self.activation](y)
-            sums = [ops.sum(v, self._reduction_axes) for v in (upstream, upstream * normalised)]
-            along = self._mean(sums, x)
-            of_x = (upstream - along[0] - normalised * along[1]) * (gamma * scale)
-            return ops.cast(of_x, x.dtype), sums[1], sums[0], *map(ops.zeros_like, (mean, scale))
-
-        y = keras.activations.get(self.activation)(parts()[1])
-        return ops.cast(y, x.dtype), gradient
-
-    def get_config(self):
-        return super().get_config() | {"activation": self.activation}
-
-
-def _precise(x):
-    """In float32, or float64 if it is."""
-    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
-
-
-def _swish_slope(y):
-    gate = ops.sigmoid(y)
-    return gate * (1.0 + y * (1.0 - gate))
-
-
-SLOPES = {
-    "linear": lambda y: ops.ones_like(y),
-    "relu": lambda y: ops.cast(y > 0, y.dtype),
-    "swish": _swish_slope,
-}
+    def _fits_kernel(self, x) -> bool:
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        return (
+            on_tensorflow and not self.synchronized and len(x.shape) == 4 and x.dtype != "float64"
+        )
 
 
 @keras.saving.register_keras_serializable("spinenet_tf")

@@ -66,13 +66,12 @@ class Style:
         """The activation."""
         return keras.layers.Activation(self.activation, name=name)(x)
 
-    def norm(self, x, name: str, act: bool = False):
-        """Batch normalisation over all axes but the last and, if `act`, the activation."""
+    def norm(self, x, name: str):
+        """Batch normalisation over all axes but the last."""
         return BatchNorm(
             momentum=self.momentum,
             epsilon=self.epsilon,
             synchronized=self.synchronized,
-            activation=self.activation if act else "linear",
             name=name,
         )(x)
 
@@ -92,7 +91,7 @@ class Style:
             filters, kernel, ImageConv, use_bias=False, name="stem_conv",
             kernel_initializer=keras.initializers.VarianceScaling(),
         )  # fmt: skip
-        return self.norm(conv(image), "stem_bn", act=True)
+        return self.act(self.norm(conv(image), "stem_bn"), "stem_act")
 
     def conv_bn(self, x, filters: int, kernel: int = 1, strides: int = 1, *, name: str, act=True):
         """Convolution without bias, batch norm and, if `act`, the activation."""
@@ -103,7 +102,8 @@ class Style:
             ),
             x, kernel, strides, name,
         )  # fmt: skip
-        return self.norm(x, f"{name}_bn", act)
+        x = self.norm(x, f"{name}_bn")
+        return self.act(x, f"{name}_act") if act else x
 
     def strided(self, make: Callable[..., keras.layers.Layer], x, kernel: int, strides: int, name):
         """Applies the convolution make(strides=, padding=) with the padding of `numerics`."""

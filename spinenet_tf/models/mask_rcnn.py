@@ -125,7 +125,7 @@ def mask_head(channels: int, num_classes: int, head: specs.RegionHead, style: St
 
 def _activate(x, head: specs.RegionHead, style: Style, name: str):
     """Batch norm, where the subnets have it, and the activation."""
-    return style.norm(x, f"{name}_bn", act=True) if head.norm else style.act(x)
+    return style.act(style.norm(x, f"{name}_bn") if head.norm else x)
 
 
 def _tower(x, convs: int, head: specs.RegionHead, style: Style, name: str):

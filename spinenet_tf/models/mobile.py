@@ -104,7 +104,8 @@ def depthwise(x, strides: int, style: Style, name: str):
         keras.layers.DepthwiseConv2D, 3, use_bias=False, depthwise_regularizer=style.decay(),
         name=f"{name}_conv",
     )  # fmt: skip
-    return style.norm(style.strided(conv, x, 3, strides, name), f"{name}_bn", act=True)
+    x = style.norm(style.strided(conv, x, 3, strides, name), f"{name}_bn")
+    return style.act(x, f"{name}_act")
 
 
 def excite(x, squeezed: int, style: Style, name: str):

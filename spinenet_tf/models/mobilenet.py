@@ -69,7 +69,7 @@ def _ssd(c4, c5, filters: int, style: Style) -> dict:
     for level in (6, 7, 8, 9):
         x = style.conv_bn(outputs[f"P{level - 1}"], filters // 2, name=f"p{level}_squeeze")
         x = conv(x, filters, 3, style, f"p{level}", strides=2, separable=True)
-        outputs[f"P{level}"] = style.norm(x, f"p{level}_bn", act=True)
+        outputs[f"P{level}"] = style.act(style.norm(x, f"p{level}_bn"), f"p{level}_act")
     return outputs
 
 
