@@ -6,9 +6,8 @@
 Here: training steps and predictions of both, in processes that run in turn, medians of --rounds;
 and seconds from the start of a process to the end of its first training step. For a TPU: the
 compiler's estimates (no run times) of a replica's training step, prediction with NMS and forward
-pass, in mixed bfloat16. Our step starts from uint8 images and boxes; Model Garden's from images and
-targets that its input has made on the host. Swish; batch norm is Model Garden's default, synchronized,
-but for ours on a CPU, where there is one replica.
+pass. Our step starts from uint8 images and boxes; Model Garden's from images and
+targets that its input has made on the host. Swish, synchronized batch norm, one replica.
 """
 
 import json
@@ -26,6 +25,9 @@ from absl import app, flags
 SIZE = flags.DEFINE_enum("size", "49", ["49S", "49", "96", "143", "190"], "SpineNet.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 640, "Side of the network's input.")
 BATCH = flags.DEFINE_integer("batch", 8, "Images of a step.", lower_bound=1)
+PRECISION = flags.DEFINE_enum(
+    "precision", "mixed_bfloat16", ["mixed_bfloat16", "float32"], "Of both."
+)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each.", lower_bound=1)
 TPU = flags.DEFINE_string("tpu_type", None, "Compile for this TPU instead of running here.")
 PROGRAMS = flags.DEFINE_list("programs", ["train", "predict", "forward"], "For a TPU: which.")
@@ -56,11 +58,11 @@ def ours() -> dict:
                 SIZE.value,
                 input_shape=(size, size, 3),
                 activation="swish",
-                synchronized=bool(TPU.value),
+                synchronized=True,
+                endpoints=128 if SIZE.value == "49S" else None,  # Model Garden's; released: 256
             )
 
-    precision = "mixed_bfloat16" if TPU.value else "float32"
-    run = Run(Task(image_size=size), Training(precision=precision), "")
+    run = Run(Task(image_size=size), Training(precision=PRECISION.value), "")
     spec = batch_spec(Data(canvas=size), batch, "boxes")
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, size / 2, (batch, OBJECTS, 2))
@@ -98,8 +100,7 @@ def garden() -> dict:
     from official.vision.tasks.retinanet import RetinaNetTask
 
     size, batch = IMAGE_SIZE.value, BATCH.value
-    if TPU.value:
-        tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    tf_keras.mixed_precision.set_global_policy(PRECISION.value)
     config = exp_factory.get_exp_config("retinanet_spinenet_coco")
     model = config.task.model
     model.input_size, model.num_classes = [size, size, 3], 91
@@ -110,7 +111,7 @@ def garden() -> dict:
     model = task.build_model()
     optimizer = task.create_optimizer(config.trainer.optimizer_config)
     images = tf.random.stateless_normal([batch, size, size, 3], [0, 0])
-    images = tf.cast(images, tf.bfloat16) if TPU.value else images
+    images = tf.cast(images, tf.bfloat16) if "bfloat16" in PRECISION.value else images
     sides = {str(level): -(-size // 2**level) for level in range(3, 8)}
     anchors = sum(9 * side**2 for side in sides.values())
     rng = np.random.default_rng(0)
@@ -187,7 +188,7 @@ def _child(whose: str) -> None:
 
 
 def _start(whose: str) -> subprocess.Popen:
-    values = [SIZE, IMAGE_SIZE, BATCH, TPU]
+    values = [SIZE, IMAGE_SIZE, BATCH, TPU, PRECISION]
     given = [f"--{flag.name}={flag.value}" for flag in values if flag.value is not None]
     return subprocess.Popen(
         [sys.executable, __file__, f"--child={whose}", *given], text=True,
@@ -278,7 +279,8 @@ def main(_: list[str]) -> None:
     figures = estimate() if TPU.value else measure_here()
     if JSON.value:
         return print(json.dumps(figures))
-    title = f"RetinaNet SpineNet-{SIZE.value}, {IMAGE_SIZE.value} px, batch {BATCH.value}"
+    title = f"RetinaNet SpineNet-{SIZE.value}, {IMAGE_SIZE.value} px, batch {BATCH.value}, "
+    title += PRECISION.value
     if TPU.value:
         print(f"{title}, a device of {TPU.value}: estimates of the compiler, no run times")
         print("            ours   garden  ratio     ours garden  ratio   loops counted once")

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from spinenet_tf import RetinaNet, SpineNet, graphs, specs
 from spinenet_tf.models.count import count
-from spinenet_tf.models.keras_layers import BatchNorm, ImageConv, StochasticDepth
+from spinenet_tf.models.keras_layers import ImageConv, StochasticDepth
 
 NODES = graphs.wire(graphs.SPINENET_49)
 RNG = np.random.default_rng(0)
@@ -256,31 +256,6 @@ def test_the_same_model_runs_on_the_jax_backend(tmp_path):
     image = np.random.default_rng(3).normal(size=(1, 96, 70, 3)).astype("f4")
     for name, value in model(image).items():
         assert_close(on_jax[name], value)
-
-
-# --- layers that are computed otherwise than Keras computes them
-
-
-@pytest.mark.parametrize("synchronized", [False, True])
-@pytest.mark.parametrize("shape", [(4, 5, 6, 7), (2, 1, 1, 7), (1, 1, 1, 7), (9, 7)])
-def test_batch_norm_and_its_gradient_are_those_of_keras(shape, synchronized):
-    rng, results = np.random.default_rng(0), []
-    inputs = [rng.normal(1, 2, shape) for _ in range(2)]
-    for kind, dtype in ((keras.layers.BatchNormalization, "float64"), (BatchNorm, "float32")):
-        layer = kind(epsilon=1e-3, synchronized=synchronized, dtype=dtype)
-        layer.build(shape)
-        layer.gamma.assign(np.linspace(0.5, 2, 7))
-        layer.beta.assign(np.linspace(-1, 1, 7))
-        x, upstream = (tf.constant(v, dtype) for v in inputs)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x, training=True)
-        sources = [x, layer.gamma.value, layer.beta.value]
-        gradients = tape.gradient(y, sources, output_gradients=upstream)
-        moving = layer.moving_mean, layer.moving_variance
-        results.append([y, *gradients, *moving, layer(x, training=False)])
-    for expected, actual in zip(*results, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])

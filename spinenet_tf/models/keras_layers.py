@@ -8,36 +8,6 @@ from keras import ops
 
 
 @keras.saving.register_keras_serializable("spinenet_tf")
-class BatchNorm(keras.layers.BatchNormalization):
-    """Keras' batch normalisation, trained by TensorFlow's fused kernel where it can be.
-
-    The kernel takes [b, h, w, c], not in float64, and knows nothing of other replicas. On a CPU it
-    is twice as fast as the operations that Keras makes; for a TPU, XLA makes the same of both.
-    """
-
-    def call(self, x, training=None):
-        if not (training and self.trainable and self._fits_kernel(x)):
-            return super().call(x, training=training)
-        import tensorflow as tf  # not at the top: the same model runs without TensorFlow
-
-        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=x, scale=self.gamma, offset=self.beta, mean=[], variance=[],
-            epsilon=self.epsilon, is_training=True,
-        )  # fmt: skip
-        count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
-        variance *= tf.maximum(count - 1, 1) / count  # the kernel's is of a sample
-        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(moving * self.momentum + value * (1.0 - self.momentum))
-        return y
-
-    def _fits_kernel(self, x) -> bool:
-        on_tensorflow = keras.backend.backend() == "tensorflow"
-        return (
-            on_tensorflow and not self.synchronized and len(x.shape) == 4 and x.dtype != "float64"
-        )
-
-
-@keras.saving.register_keras_serializable("spinenet_tf")
 class ImageConv(keras.layers.Conv2D):
     """A convolution of stride 2 with an odd kernel on an image padded by half the kernel.
 

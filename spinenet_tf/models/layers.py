@@ -9,7 +9,6 @@ import keras
 
 from spinenet_tf.graphs import EXPANSION
 from spinenet_tf.models.keras_layers import (
-    BatchNorm,
     DropBlock,
     ImageConv,
     StochasticDepth,
@@ -68,7 +67,7 @@ class Style:
 
     def norm(self, x, name: str):
         """Batch normalisation over all axes but the last."""
-        return BatchNorm(
+        return keras.layers.BatchNormalization(
             momentum=self.momentum,
             epsilon=self.epsilon,
             synchronized=self.synchronized,
