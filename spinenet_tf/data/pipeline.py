@@ -155,7 +155,7 @@ def eval_batches(
 
 
 def batch_spec(data: Data, batch: int, labels: str) -> dict[str, tf.TensorSpec]:
-    """What `train_batches` gives a replica of `batch` images, without reading any."""
+    """What `train_batches` gives a replica of `batch` images (augment='device'), unread."""
     _check_labels(labels)
     side, n, m = data.canvas, data.max_boxes, data.mask_size
     columns = {

@@ -32,9 +32,11 @@ def compile_recipe(
       folder: where to keep the programs, `<name>.hlo` as given and `<name>.txt` as compiled.
 
     Raises:
-      ValueError: see `chips.find`, or the batch does not divide by the slice's devices.
+      ValueError: see `chips.find`; the batch does not divide by the slice's devices; host mode.
       ImportError: jax or libtpu is missing.
     """
+    if data.augment == "host":
+        raise ValueError("tpu_compile knows Data.augment='device' only")
     name, chip, devices = chips.find(tpu_type)
     check_installed()
     if data.batch_size % devices:
