@@ -15,7 +15,7 @@ import tiny
 from PIL import Image
 
 from spinenet_tf import modes
-from spinenet_tf.data import check, pipeline, records
+from spinenet_tf.data import check, pipeline, records, rows
 from spinenet_tf.data.pipeline import Data
 from spinenet_tf.data.report import Report
 
@@ -306,3 +306,43 @@ def test_check_records_lists_what_is_bad_and_draws_the_rest(tmp_path):
     missing = lint(f"--pattern={tmp_path}/absent-*")
     assert missing.returncode == 1 and "matches no file" in missing.stderr
     assert "Traceback" not in missing.stderr
+
+
+def test_a_record_that_only_its_own_random_view_breaks_is_reported():
+    def load(source, luck):
+        file, number, record = source
+        fine = tf.debugging.Assert(luck[1] != 3, ["bad luck"])
+        with tf.control_dependencies([fine]):
+            return {"file": file, "number": tf.identity(number), "there": tf.constant(True)} | {
+                "image": tf.zeros([2, 2, 3], tf.uint8)
+            }
+
+    numbers = tf.data.Dataset.range(5)
+    stream = numbers.map(lambda n: (("shard", n, "record"), (tf.constant(0, tf.int64), n)))
+    report = Report(1)
+    found = [bool(row["there"]) for row in rows.guarded(stream, load, report)]
+    assert found == [True, True, True, False, True]
+    assert report.problems == ["shard: record 3: could not be read with its own random view"]
+
+
+def test_memory_does_not_grow_over_epochs(tmp_path):
+    """Resident memory of a process that reads 3, then 12 epochs of large images."""
+    image = Image.fromarray(np.kron(PIXELS, np.ones([16, 16, 1], np.uint8)))
+    with tf.io.TFRecordWriter(str(tmp_path / "set-00000-of-00001")) as writer:
+        for number in range(32):
+            writer.write(example(encode(image), number=number + 1))
+    code = f"""
+from spinenet_tf.data.pipeline import Data, train_batches
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+data = Data(pattern={str(tmp_path / "set-*")!r}, batch_size=4, canvas=640, shuffle=16)
+batches, seen = iter(train_batches(data)), []
+for epochs in (3, 12):
+    for _ in range(8 * epochs):
+        next(batches)
+    seen.append(resident())
+print(*seen)
+"""
+    run = tiny.run([sys.executable, "-c", code])
+    after_3, after_15 = map(float, run.stdout.split()[-2:])
+    assert after_15 < after_3 + 40, run.stderr  # MiB; the images of an epoch are 38
