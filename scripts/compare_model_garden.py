@@ -90,9 +90,34 @@ def ours() -> dict:
     }
 
 
+def _garden_labels(batch: int, size: int) -> dict:
+    """What Model Garden's RetinaNet input makes besides images, without an object."""
+    import numpy as np
+    import tensorflow as tf
+
+    sides = {str(level): -(-size // 2**level) for level in range(3, 8)}
+    anchors = sum(9 * side**2 for side in sides.values())
+    rng = np.random.default_rng(0)
+
+    def maps(values, dtype):
+        return {k: tf.zeros([batch, n, n, 9 * values], dtype) for k, n in sides.items()}
+
+    return {
+        "cls_targets": maps(1, tf.int32),
+        "box_targets": maps(4, tf.float32),
+        "anchor_boxes": {
+            k: tf.constant(rng.uniform(0, size, [batch, n, n, 36]), tf.float32)
+            for k, n in sides.items()
+        },
+        "cls_weights": tf.ones([batch, anchors]),
+        "box_weights": tf.ones([batch, anchors]),
+        "image_info": tf.tile(tf.constant([[[size] * 2, [size] * 2, [1, 1], [0, 0]]], tf.float32),
+                              [batch, 1, 1]),
+    }  # fmt: skip
+
+
 def garden() -> dict:
     """The same of Model Garden: its task, its optimizer, its `train_step`."""
-    import numpy as np
     import tensorflow as tf
     import tf_keras
     from official.core import exp_factory
@@ -112,25 +137,7 @@ def garden() -> dict:
     optimizer = task.create_optimizer(config.trainer.optimizer_config)
     images = tf.random.stateless_normal([batch, size, size, 3], [0, 0])
     images = tf.cast(images, tf.bfloat16) if "bfloat16" in PRECISION.value else images
-    sides = {str(level): -(-size // 2**level) for level in range(3, 8)}
-    anchors = sum(9 * side**2 for side in sides.values())
-    rng = np.random.default_rng(0)
-
-    def maps(values, dtype):
-        return {k: tf.zeros([batch, n, n, 9 * values], dtype) for k, n in sides.items()}
-
-    labels = {
-        "cls_targets": maps(1, tf.int32),
-        "box_targets": maps(4, tf.float32),
-        "anchor_boxes": {
-            k: tf.constant(rng.uniform(0, size, [batch, n, n, 36]), tf.float32)
-            for k, n in sides.items()
-        },
-        "cls_weights": tf.ones([batch, anchors]),
-        "box_weights": tf.ones([batch, anchors]),
-        "image_info": tf.tile(tf.constant([[[size] * 2, [size] * 2, [1, 1], [0, 0]]], tf.float32),
-                              [batch, 1, 1]),
-    }  # fmt: skip
+    labels = _garden_labels(batch, size)
     flat = tf.nest.flatten(labels)
 
     def step(images, *labels_):
