@@ -19,7 +19,7 @@ def build(*bindings):
     """The tiny task and its model, with predictions that depend on the image and scores to see."""
     gin.clear_config()
     gin.parse_config([*tiny.BINDINGS, *bindings])
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(1)  # with 0, tf.data cannot shuffle
     task = Detection()
     model = task.build()
     gin.clear_config()

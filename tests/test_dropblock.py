@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from spinenet_tf import SpineNet, modes
-from spinenet_tf.models import layers
+from spinenet_tf.models import keras_layers
 from spinenet_tf.models.keras_layers import DropBlock, training_progress
 
 ONES = np.ones((16, 20, 24, 8), "f4")
@@ -81,7 +81,7 @@ def test_the_trainer_says_how_far_training_is(tmp_path, monkeypatch):
     keep = DropBlock._keep
 
     def watch(self, shape):
-        seen.append(layers._PROGRESS.get())
+        seen.append(keras_layers._PROGRESS.get())
         return keep(self, shape)
 
     monkeypatch.setattr(DropBlock, "_keep", watch)
@@ -93,4 +93,4 @@ def test_the_trainer_says_how_far_training_is(tmp_path, monkeypatch):
     finally:
         tf.config.run_functions_eagerly(False)
     assert sorted({float(v) for v in seen}) == [0.0, 0.25, 0.5, 0.75]
-    assert layers._PROGRESS.get() == 1.0
+    assert keras_layers._PROGRESS.get() == 1.0
