@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = flags.DEFINE_list("recipes", ["table*/*"], "Globs of recipes within gin_configs.")
 TPUS = flags.DEFINE_list("tpus", ["v3", "v4", "v5e", "v6e"], "Chips.")
 MOST = flags.DEFINE_integer("most", 8, "Images a device to begin with; 16 times that of classes.")
-OUTPUT = flags.DEFINE_string("output", str(ROOT / "docs/tpu_report"), "Path without ending.")
+REPORT = flags.DEFINE_string("report", str(ROOT / "docs/tpu_report"), "Path without ending.")
 
 HEAD = """# Recipes compiled for TPUs
 
@@ -72,7 +72,7 @@ def row_of(figures: dict) -> str:
 
 
 def main(_: list[str]) -> None:
-    path = Path(OUTPUT.value).with_suffix(".jsonl")
+    path = Path(REPORT.value).with_suffix(".jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     found = (p for glob in RECIPES.value for p in (ROOT / "gin_configs").glob(f"{glob}.gin"))
     recipes = sorted({str(p.relative_to(ROOT / "gin_configs").with_suffix("")) for p in found})
