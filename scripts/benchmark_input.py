@@ -26,12 +26,11 @@ import itertools
 import json
 import os
 import resource
-import signal
 import statistics
-import subprocess
 import sys
 import time
 
+import in_turn
 from absl import app, flags
 
 PATTERN = flags.DEFINE_string(
@@ -165,27 +164,6 @@ def _resident_mib() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def _start(kind: str) -> subprocess.Popen:
-    values = [PATTERN, CLASS_PATTERN, IMAGES, BATCH, SHUFFLE]
-    given = [f"--{flag.name}={flag.value}" for flag in values if flag.value is not None]
-    return subprocess.Popen(
-        [sys.executable, __file__, f"--child={kind}", *given], text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
-    )  # fmt: skip
-
-
-def _ask(kind: str, child: subprocess.Popen) -> dict:
-    child.send_signal(signal.SIGCONT)
-    child.stdin.write("go\n")
-    child.stdin.flush()
-    line = child.stdout.readline()
-    child.send_signal(signal.SIGSTOP)  # or it would read ahead while the others are measured
-    if not line:
-        sys.exit(f"error: {kind} failed; run it alone: --child={kind}, and a line on stdin")
-    return json.loads(line)
-
-
 def _wanted() -> list[str]:
     kinds = KINDS.value or list(MAKERS)
     if unknown := set(kinds) - set(MAKERS):
@@ -201,11 +179,12 @@ def _wanted() -> list[str]:
 
 def _measure(kinds: list[str]) -> dict[str, dict]:
     """Medians of all rounds; memory is that at the end."""
-    children = {kind: _start(kind) for kind in kinds}
+    given = [PATTERN, CLASS_PATTERN, IMAGES, BATCH, SHUFFLE]
+    children = {kind: in_turn.start(__file__, kind, given) for kind in kinds}
     answers = {kind: [] for kind in kinds}
     for number in range(ROUNDS.value + 1):  # the first traces and fills caches
         for kind, child in children.items():
-            answer = _ask(kind, child)
+            answer = json.loads(in_turn.ask(child))
             answers[kind] += [answer] if number else []
         print(f"round {number} of {ROUNDS.value}", file=sys.stderr, flush=True)
     for child in children.values():

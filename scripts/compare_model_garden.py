@@ -12,14 +12,13 @@ targets that its input has made on the host. Swish, synchronized batch norm, one
 
 import json
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import in_turn
 from absl import app, flags
 
 SIZE = flags.DEFINE_enum("size", "49", ["49S", "49", "96", "143", "190"], "SpineNet.")
@@ -34,6 +33,7 @@ PROGRAMS = flags.DEFINE_list("programs", ["train", "predict", "forward"], "For a
 JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 CHILD = flags.DEFINE_enum("child", None, ["ours", "garden"], "Internal: whose process this is.")
 
+GIVEN = [SIZE, IMAGE_SIZE, BATCH, TPU, PRECISION]  # to the children
 OBJECTS = 8  # in an image
 WIDTHS = {"49S": 128, "49": 256, "96": 256, "143": 256, "190": 512}  # of the subnets
 CONVS = {"49S": 4, "49": 4, "96": 4, "143": 5, "190": 7}
@@ -194,27 +194,6 @@ def _child(whose: str) -> None:
         print(time.monotonic() - start, file=answers, flush=True)
 
 
-def _start(whose: str) -> subprocess.Popen:
-    values = [SIZE, IMAGE_SIZE, BATCH, TPU, PRECISION]
-    given = [f"--{flag.name}={flag.value}" for flag in values if flag.value is not None]
-    return subprocess.Popen(
-        [sys.executable, __file__, f"--child={whose}", *given], text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
-    )  # fmt: skip
-
-
-def _ask(child: subprocess.Popen, line: str) -> float:
-    child.send_signal(signal.SIGCONT)
-    child.stdin.write(f"{line}\n")
-    child.stdin.flush()
-    answer = child.stdout.readline()
-    if not answer:
-        sys.exit(f"error: it failed; run it alone: {child.args}, and {line!r} on stdin")
-    child.send_signal(signal.SIGSTOP)
-    return float(answer)
-
-
 def measure_here() -> dict:
     """{whose: {'start', 'train', 'predict': seconds}}."""
     seconds = {whose: {"start": [], "train": [], "predict": []} for whose in MAKERS}
@@ -222,8 +201,8 @@ def measure_here() -> dict:
         children = {}
         for whose in MAKERS:
             start = time.monotonic()
-            children[whose] = _start(whose)
-            _ask(children[whose], "train")
+            children[whose] = in_turn.start(__file__, whose, GIVEN)
+            in_turn.ask(children[whose], "train")
             seconds[whose]["start"].append(time.monotonic() - start)
         last = children
         if len(seconds["ours"]["start"]) < min(ROUNDS.value, 3):
@@ -232,7 +211,7 @@ def measure_here() -> dict:
     for number in range(ROUNDS.value + 1):
         for program in ("train", "predict"):
             for whose, child in last.items():
-                taken = _ask(child, program)
+                taken = float(in_turn.ask(child, program))
                 if number:  # the first traces
                     seconds[whose][program].append(taken)
     for child in last.values():
@@ -252,10 +231,10 @@ def estimate() -> dict:
     figures = {whose: {} for whose in MAKERS}
     with tempfile.TemporaryDirectory() as folder:
         for whose in MAKERS:
-            child = _start(whose)
+            child = in_turn.start(__file__, whose, GIVEN)
             for program in PROGRAMS.value:
                 path = Path(folder) / f"{whose}_{program}"
-                _ask(child, f"{program} {path}.hlo")
+                in_turn.ask(child, f"{program} {path}.hlo")
                 hlo = path.with_suffix(".hlo").read_bytes()
                 figures[whose][program] = report.rounded(report.compile_program(hlo, chip, path))
                 print(f"{whose} {program}: compiled", file=sys.stderr, flush=True)

@@ -8,19 +8,13 @@ writes records/val-00000-of-00008.tfrecord and so on, and records/val.json, whic
 lists what had to be left out. Any path may be gs://. Stopped, it goes on when it is run again.
 """
 
-import os
-import sys
-import time
-
+import shard_flags
 from absl import app, flags
 
 from spinenet_tf.data import coco
-from spinenet_tf.data.beam import runner
 
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images.", required=True)
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "Instances JSON.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Prefix of the shards.", required=True)
-NUM_SHARDS = flags.DEFINE_integer("num_shards", 8, "Number of shards.", lower_bound=1)
 MASKS = flags.DEFINE_bool("masks", True, "Write the objects' masks in the frames of their boxes.")
 PNG_MASKS = flags.DEFINE_bool(
     "png_masks", True, "With --masks: also PNGs of whole images, for other tools and evaluation."
@@ -29,53 +23,29 @@ MASK_SIZE = flags.DEFINE_integer("mask_size", 112, "Data.mask_size of training."
 CONTIGUOUS_LABELS = flags.DEFINE_bool(
     "contiguous_labels", False, "Number the categories 1, 2, ... instead of using their ids."
 )
-WORKERS = flags.DEFINE_integer(
-    "workers", None, "Processes; by default as many as cores, and at most one a shard.", 1
-)
-BEAM_OPTIONS = flags.DEFINE_string(
-    "beam_options", None, "Convert by an Apache Beam pipeline with these options, such as "
-    "'--runner=DataflowRunner --project=P --region=R --temp_location=gs://B/tmp'."
-)  # fmt: skip
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace shards made from other inputs.")
-STRICT = flags.DEFINE_bool("strict", False, "Exit with status 1 if anything was rejected.")
-
-REASONS_SHOWN = 20
+flags.adopt_module_key_flags(shard_flags)
 
 
-def _report(summary: coco.Summary, seconds: float) -> None:
-    rate = f"{summary.num_examples / seconds:.1f} images/s"
-    print(f"{summary.num_examples} examples, {summary.num_instances} instances")
-    print(f"{len(summary.shards)} shards {OUTPUT.value}-*.tfrecord in {seconds:.1f} s ({rate})")
-    print(f"{summary.clipped} boxes clipped, {summary.reencoded} images encoded again as JPEG")
-    print(f"{len(summary.rejected)} rejected; the whole list is in {OUTPUT.value}.json")
-    for entry in summary.rejected[:REASONS_SHOWN]:
-        where = f"image {entry['image_id']}, annotation {entry['annotation_id']}"
-        print(f"  {where}: {entry['field']} {entry['value']}: {entry['reason']}")
+def _about(summary: coco.Summary) -> list[str]:
+    return [
+        f"{summary.num_examples} examples, {summary.num_instances} instances",
+        f"{summary.clipped} boxes clipped, {summary.reencoded} images encoded again as JPEG",
+    ]
 
 
 def main(_: list[str]) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the worker processes' start-up lines
-    start = time.monotonic()
-    try:
-        summary = coco.convert(
-            IMAGES.value,
-            ANNOTATIONS.value,
-            OUTPUT.value,
-            num_shards=NUM_SHARDS.value,
-            masks=MASKS.value,
-            png_masks=PNG_MASKS.value,
-            mask_size=MASK_SIZE.value,
-            contiguous_labels=CONTIGUOUS_LABELS.value,
-            run=runner(BEAM_OPTIONS.value, WORKERS.value),
-            overwrite=OVERWRITE.value,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    _report(summary, time.monotonic() - start)
-    if STRICT.value and summary.rejected:
-        sys.exit(1)
-    if not summary.num_examples:
-        sys.exit("error: not one image could be converted; the reasons are above")
+    shard_flags.run(
+        coco.convert,
+        _about,
+        lambda entry: f"image {entry['image_id']}, annotation {entry['annotation_id']}",
+        images_dir=IMAGES.value,
+        annotations=ANNOTATIONS.value,
+        output_prefix=shard_flags.OUTPUT.value,
+        masks=MASKS.value,
+        png_masks=PNG_MASKS.value,
+        mask_size=MASK_SIZE.value,
+        contiguous_labels=CONTIGUOUS_LABELS.value,
+    )
 
 
 if __name__ == "__main__":
