@@ -64,6 +64,7 @@ def test_mask_rcnn_end_to_end(tmp_path):
     assert len(saved) == len(json.loads((tmp_path / "model/results.json").read_text()))
 
 
+@pytest.mark.slow
 def test_classification_end_to_end(class_records, tmp_path):
     image = sorted(glob.glob(f"{class_records.parent}/train/*.jpg"))[0]
     figures, results, signatures = run_all(class_records, tmp_path, CLASSES, image)

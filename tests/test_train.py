@@ -203,6 +203,7 @@ def test_gradient_clipping_bounds_the_update(records, tmp_path):
     assert np.sqrt(sum((m**2).sum() for m in moved)) == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_step_compiles_with_xla(records, tmp_path, capsys):
     from spinenet_tf import modes
 
