@@ -42,7 +42,7 @@ flags.DEFINE_string("activation", None, "of a foreign checkpoint's model, if the
 flags.DEFINE_float("epsilon", None, "batch norm's, likewise")
 flags.DEFINE_integer("image_size", None, "side in pixels of the model's input, likewise")
 flags.DEFINE_float("anchor_size", None, "side of its smallest anchors in strides, likewise")
-flags.DEFINE_string("tpu_type", "v3", "tpu_compile: v3, v4, v5e, v5p or v6e, or a slice like v4-64")
+flags.DEFINE_string("tpu_type", None, "tpu_compile: v3 (default), v4, v5e, v5p, v6e, or as v4-64")
 flags.DEFINE_bool("json", False, "print JSON instead of text")
 
 
@@ -93,7 +93,7 @@ def _run(args) -> None:
         case "profile":
             modes.profile(args.json)
         case "tpu_compile":
-            modes.tpu_compile(args.tpu_type, args.output or "", args.json)
+            modes.tpu_compile(args.tpu_type or "v3", args.output or "", args.json)
         case "draw":
             modes.draw(args.output or "graph.png")
 
@@ -113,6 +113,7 @@ def _check(args) -> None:
         "checkpoint": ("convert", "eval", "predict", "export"),
         "init_checkpoint": ("train", "train_and_eval"),
         "optimizer": ("convert",),
+        "tpu_type": ("tpu_compile",),
     }
     for flag, modes in taken.items():
         if args[flag].value and mode not in modes:

@@ -393,6 +393,7 @@ MISTAKES = [
     (["--mode=profile", "--optimizer"], "--optimizer does not go with --mode=profile"),
     (["--mode=eval", "--model_dir=y", "--epsilon=1e-4"], "--epsilon: only with --checkpoint"),
     (["--mode=predict"], "--mode=predict needs --model_dir"),
+    (["--mode=profile", "--tpu_type=v3"], "--tpu_type does not go with --mode=profile"),
 ]
 
 

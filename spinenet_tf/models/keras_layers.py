@@ -9,28 +9,20 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("spinenet_tf")
 class ImageConv(keras.layers.Conv2D):
-    """A convolution of stride 2 with an odd kernel on an image padded by half the kernel.
+    """A convolution of stride 2 with an odd kernel, padding 'valid', on images.
 
     Computed on cells of 2x2 pixels, as a convolution of stride 1 with a kernel half as wide: of a
     TPU's 128 lanes, three channels would use three. Weights and result are those of the plain one.
     """
 
     def call(self, image):
-        size = self.kernel_size[0]
-        front = size // 2 % 2  # of the kernel, so that its taps start with a cell
-        taps, before = (size + 1) // 2, (size // 2 + front) // 2
-        kernel = ops.pad(self.kernel, [[front, 1 - front]] * 2 + [[0, 0]] * 2)
+        taps = (self.kernel_size[0] + 1) // 2
+        kernel = ops.pad(self.kernel, [[0, 1]] * 2 + [[0, 0]] * 2)
         channels, filters = kernel.shape[2:]
         kernel = ops.reshape(kernel, [taps, 2, taps, 2, channels, filters])
         kernel = ops.transpose(kernel, [0, 2, 1, 3, 4, 5])
         kernel = ops.reshape(kernel, [taps, taps, 4 * channels, filters])
-        around = [before, taps - 1 - before]
-        cells = ops.pad(_cells(image), [[0, 0], around, around, [0, 0]])
-        return ops.conv(cells, kernel, padding="valid")
-
-    def compute_output_shape(self, input_shape):
-        batch, *sides, _ = input_shape
-        return (batch, *(n and (n + 1) // 2 for n in sides), self.filters)
+        return ops.conv(_cells(image), kernel, padding="valid")
 
 
 def _cells(image):

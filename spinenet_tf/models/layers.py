@@ -84,19 +84,17 @@ class Style:
 
     def stem(self, image, filters: int, kernel: int):
         """`conv_bn` of stride 2 on images."""
-        if self.numerics == "model_garden":
-            return self.conv_bn(image, filters, kernel, 2, name="stem")
-        conv = self.conv_layer(
-            filters, kernel, ImageConv, use_bias=False, name="stem_conv",
-            kernel_initializer=keras.initializers.VarianceScaling(),
-        )  # fmt: skip
-        return self.act(self.norm(conv(image), "stem_bn"), "stem_act")
+        kind = ImageConv if self.numerics == "official" else keras.layers.Conv2D
+        return self.conv_bn(image, filters, kernel, 2, name="stem", kind=kind)
 
-    def conv_bn(self, x, filters: int, kernel: int = 1, strides: int = 1, *, name: str, act=True):
+    def conv_bn(
+        self, x, filters: int, kernel: int = 1, strides: int = 1, *, name: str, act=True,
+        kind=keras.layers.Conv2D,
+    ):  # fmt: skip
         """Convolution without bias, batch norm and, if `act`, the activation."""
         x = self.strided(
             functools.partial(
-                self.conv_layer, filters, kernel, use_bias=False,
+                self.conv_layer, filters, kernel, kind, use_bias=False,
                 kernel_initializer=keras.initializers.VarianceScaling(), name=f"{name}_conv",
             ),
             x, kernel, strides, name,
