@@ -51,7 +51,7 @@ class Cost(NamedTuple):
       estimated: by the compiler.
       copied: of operations without an estimate, at the bandwidth of the memory.
       hidden: copies that run beside the rest, likewise priced; in no sum.
-      by_layer: {(part of the model, what): both}, dearest first.
+      by_layer: {part of the model: estimated and copied}, dearest first.
       unbounded: loops whose trip count the program does not tell; counted once.
     """
 
@@ -60,11 +60,6 @@ class Cost(NamedTuple):
     hidden: float
     by_layer: dict[str, float]
     unbounded: int
-
-    @property
-    def total(self) -> float:
-        """What is estimated and what is priced by bytes."""
-        return self.estimated + self.copied
 
 
 def parse(text: str) -> Program:

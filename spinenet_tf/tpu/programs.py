@@ -44,16 +44,6 @@ def predict(task, trainer: Training, data: Data, batch: int) -> bytes:
     return lower(run, tf.nest.flatten(spec))
 
 
-def forward(task, trainer: Training, batch: int) -> bytes:
-    """The model alone, on `batch` normalised images."""
-    trainer.set_up()
-    model = task.build()
-    return lower(
-        lambda images: model(images, training=False),
-        [tf.TensorSpec([batch, *model.inputs[0].shape[1:]], tf.float32)],
-    )
-
-
 def lower(function: Callable, specs: list[tf.TensorSpec]) -> bytes:
     """The serialized HLO module of a function of tensors; the variables it uses are arguments.
 
