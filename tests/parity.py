@@ -7,6 +7,11 @@ import numpy as np
 BN = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
+def layer_of(model, name):
+    """A layer by its name, also one that another holds."""
+    return next(layer for layer in model._flatten_layers() if layer.name == name)
+
+
 def randomize(model, seed=0):
     """Random weights with lively batch norms, so that every path matters."""
     rng = np.random.default_rng(seed)
@@ -45,8 +50,8 @@ def copy_to_model_garden(ours, theirs, head, nodes, repeats):
     pairs = iter(_garden_convs(theirs, nodes, repeats))
     for name in layer_order(nodes, repeats):
         conv, norm = next(pairs)
-        conv.kernel.assign(ours.get_layer(f"{name}_conv").kernel.numpy())
-        _copy_norm(ours.get_layer(f"{name}_bn"), norm)
+        conv.kernel.assign(layer_of(ours, f"{name}_conv").kernel.numpy())
+        _copy_norm(layer_of(ours, f"{name}_bn"), norm)
     assert next(pairs, None) is None
     for ours_name, prefix in (("class", "cls"), ("box", "box")) if head else ():
         convs, norms = getattr(head, f"_{prefix}_convs"), getattr(head, f"_{prefix}_norms")
@@ -127,7 +132,7 @@ def load_official(model, reader, nodes):
     """Sets our RetinaNet to a TF1 checkpoint; every variable of both must be used."""
     left = set(reader.get_variable_to_shape_map()) - {"global_step"}
     for ours, theirs in official_names(nodes).items():
-        for variable in model.get_layer(ours).variables:
+        for variable in layer_of(model, ours).variables:
             key = f"{theirs}/{variable.name}"
             variable.assign(reader.get_tensor(key))
             left.remove(key)

@@ -207,5 +207,5 @@ def test_damaged_networks_build(remove):
     damaged = ablations.damage(graphs.R0_SP53, remove)
     model = SpineNet("R0-SP53", stem=damaged.stem, blocks=damaged.blocks, **TINY)
     assert_builds(model)
-    edges = [layer for layer in model.layers if layer.name.endswith("_expand_conv")]
+    edges = [layer for layer in model._flatten_layers() if layer.name.endswith("_expand_conv")]
     assert len(edges) == {"short": 15, "long": 14, "both": 15}[remove]  # one a permuted block

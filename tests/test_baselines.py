@@ -63,9 +63,9 @@ def assert_close(actual, expected):
 def _copy(ours, names, theirs):
     """Sets their (conv, norm) pairs to our layers named '{name}_conv' and '{name}_bn'."""
     for name, (conv, norm) in zip(names, theirs, strict=True):
-        conv.set_weights(ours.get_layer(f"{name}_conv").get_weights())
+        conv.set_weights(parity.layer_of(ours, f"{name}_conv").get_weights())
         if norm is not None:
-            parity._copy_norm(ours.get_layer(f"{name}_bn"), norm)
+            parity._copy_norm(parity.layer_of(ours, f"{name}_bn"), norm)
 
 
 def _resnet_names(size):

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import keras
 
+from spinenet_tf.models.pointwise import PointwiseSplit, PointwiseSum
+
 
 class Counts(NamedTuple):
     """What a model costs for one image.
@@ -59,6 +61,10 @@ def _calls(model: keras.Model, times: dict[str, int], runs: int):
 def _multiply_adds(layer: keras.Layer, shape: tuple[int, ...]) -> int:
     if isinstance(layer, keras.layers.BatchNormalization):
         return math.prod(shape)
+    if isinstance(layer, PointwiseSum):  # of convolutions and batch norms
+        return math.prod(shape) * sum(conv.kernel.shape[2] + 1 for conv in layer.convs)
+    if isinstance(layer, PointwiseSplit):
+        return math.prod(shape) * (layer.convs[0].kernel.shape[2] + 1)
     if isinstance(layer, keras.layers.SeparableConv2D):  # stride 1: both parts see every place
         kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
         return math.prod(shape[:-1]) * sum(math.prod(kernel.shape) for kernel in kernels)

@@ -14,6 +14,7 @@ from spinenet_tf.models.keras_layers import (
     StochasticDepth,
     Upsample,
 )
+from spinenet_tf.models.pointwise import PointwiseSplit, PointwiseSum
 
 ACTIVATIONS = ("relu", "swish")
 NUMERICS = ("official", "model_garden")
@@ -65,14 +66,18 @@ class Style:
         """The activation."""
         return keras.layers.Activation(self.activation, name=name)(x)
 
-    def norm(self, x, name: str):
-        """Batch normalisation over all axes but the last."""
+    def norm_layer(self, name: str) -> keras.layers.BatchNormalization:
+        """Batch normalisation over all axes but the last; the caller applies it."""
         return keras.layers.BatchNormalization(
             momentum=self.momentum,
             epsilon=self.epsilon,
             synchronized=self.synchronized,
             name=name,
-        )(x)
+        )
+
+    def norm(self, x, name: str):
+        """Batch normalisation over all axes but the last."""
+        return self.norm_layer(name)(x)
 
     def decay(self) -> keras.regularizers.Regularizer | None:
         """The regularizer of a kernel."""
@@ -92,15 +97,38 @@ class Style:
         kind=keras.layers.Conv2D,
     ):  # fmt: skip
         """Convolution without bias, batch norm and, if `act`, the activation."""
-        x = self.strided(
-            functools.partial(
-                self.conv_layer, filters, kernel, kind, use_bias=False,
-                kernel_initializer=keras.initializers.VarianceScaling(), name=f"{name}_conv",
-            ),
-            x, kernel, strides, name,
-        )  # fmt: skip
-        x = self.norm(x, f"{name}_bn")
+        if kernel == strides == 1 and filters > x.shape[-1]:
+            x = self.pointwise_sum([x], filters, [name], name)
+        else:
+            make = functools.partial(self.plain_conv, filters, kernel, kind, name=f"{name}_conv")
+            x = self.norm(self.strided(make, x, kernel, strides, name), f"{name}_bn")
         return self.act(x, f"{name}_act") if act else x
+
+    def plain_conv(self, filters: int, kernel: int, kind=keras.layers.Conv2D, **kwargs):
+        """A convolution layer without bias, as batch norm follows; the caller applies it."""
+        return self.conv_layer(
+            filters, kernel, kind, use_bias=False,
+            kernel_initializer=keras.initializers.VarianceScaling(), **kwargs,
+        )  # fmt: skip
+
+    def pointwise_sum(self, inputs: list, filters: int, names: list[str], name: str):
+        """The sum of `conv_bn` with 1x1 and without activation of maps of one size."""
+        convs, norms = self._pointwise([x.shape for x in inputs], filters, names)
+        return PointwiseSum(convs, norms, name=name)(inputs)
+
+    def pointwise_split(self, x, filters: int, names: list[str], name: str) -> list:
+        """`conv_bn` with 1x1 of one map, several times."""
+        convs, norms = self._pointwise([x.shape] * len(names), filters, names)
+        return PointwiseSplit(convs, norms, self.activation, name=name)(x)
+
+    def _pointwise(self, shapes: list, filters: int, names: list[str]) -> tuple[list, list]:
+        """Convolutions and batch norms, built here so that their weights bear only `names`."""
+        convs = [self.plain_conv(filters, 1, name=f"{name}_conv") for name in names]
+        norms = [self.norm_layer(f"{name}_bn") for name in names]
+        for conv, norm, shape in zip(convs, norms, shapes, strict=True):
+            conv.build(shape)
+            norm.build((*shape[:-1], filters))
+        return convs, norms
 
     def strided(self, make: Callable[..., keras.layers.Layer], x, kernel: int, strides: int, name):
         """Applies the convolution make(strides=, padding=) with the padding of `numerics`."""
@@ -166,22 +194,17 @@ def fuse(edges: list, style: Style, name: str):
     return style.act(x, f"{name}_in")
 
 
-def resample(x, image, levels: tuple[int, int], squeeze: int, filters: int, *, style: Style, name):
-    """A cross-scale connection (section 3.2, Figure 5): 1x1 to `squeeze`, resize, 1x1 to `filters`.
+def resize(x, image, levels: tuple[int, int], *, style: Style, name: str):
+    """[b, h, w, c] squeezed features from `levels[0]` to `levels[1]` (section 3.2, Figure 5).
 
     Args:
-      x: [b, h, w, c] features of the parent, at `levels[0]`.
       image: the network's input, whose size says how large `levels[1]` is.
-      squeeze: alpha times the 3x3 convolution width of the parent.
     """
     source, target = levels
-    x = style.conv_bn(x, squeeze, name=f"{name}_squeeze")
     if target > source:
-        x = style.conv_bn(x, squeeze, 3, 2, name=f"{name}_down")
-        x = _shrink(x, target - source - 1, style.numerics, name)
-    elif target < source:
-        x = Upsample(target, name=f"{name}_up")([x, image])
-    return style.conv_bn(x, filters, name=f"{name}_expand", act=False)
+        x = style.conv_bn(x, x.shape[-1], 3, 2, name=f"{name}_down")
+        return _shrink(x, target - source - 1, style.numerics, name)
+    return Upsample(target, name=f"{name}_up")([x, image]) if target < source else x
 
 
 def _shrink(x, octaves: int, numerics: str, name: str):

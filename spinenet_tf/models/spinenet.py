@@ -53,8 +53,13 @@ def SpineNet(  # noqa: N802 - a network's name, as in keras.applications
         plain = dataclasses.replace(style, dropblock_keep=1.0)
         return _group(x, node, scaling, 0.0, plain, strides=2 ** (node.level - level))
 
+    squeezed = {}  # {(child, i): features of its connection from its parent i}
+
     def permuted_block(node, nodes, features, rate):
-        x = _fuse(node, nodes, features, image, scaling, style)
+        for i, parent in enumerate(node.parents):
+            if (node.index, i) not in squeezed:
+                squeezed.update(_squeeze(nodes[parent], nodes, features[parent], scaling, style))
+        x = _fuse(node, nodes, features, squeezed, image, scaling, style)
         return _group(x, node, scaling, rate, style)
 
     x = style.stem(image, specs.STEM_FILTERS, 7)
@@ -96,18 +101,28 @@ def pyramid(features: list, nodes: Sequence[graphs.Node], endpoints: int, style:
     }
 
 
-def _fuse(node, nodes, features, image, scaling, style):
-    """Resamples and sums the parents of a node, and adds what it adopts."""
+def _squeeze(parent, nodes, x, scaling, style) -> dict:
+    """{(child, i): squeezed features} of all connections from a node (section 3.2, Figure 5)."""
+    children = [
+        (node.index, i) for node in nodes for i, p in enumerate(node.parents) if p == parent.index
+    ]
+    names = [f"block{child}_edge{i}_squeeze" for child, i in children]
+    filters = int(specs.filters(parent.level, scaling.width) * scaling.alpha)
+    parts = style.pointwise_split(x, filters, names, f"block{parent.index}_squeeze")
+    return dict(zip(children, parts, strict=True))
+
+
+def _fuse(node, nodes, features, squeezed, image, scaling, style):
+    """Resamples the parents of a node to it, and sums them and what it adopts."""
     filters = specs.filters(node.level, scaling.width) * graphs.EXPANSION[node.kind]
-    edges = []
-    for i, parent in enumerate(nodes[p] for p in node.parents):
-        squeeze = int(specs.filters(parent.level, scaling.width) * scaling.alpha)
-        edge = layers.resample(
-            features[parent.index], image, (parent.level, node.level), squeeze, filters,
-            style=style, name=f"block{node.index}_edge{i}",
-        )  # fmt: skip
-        edges.append(edge)
-    return layers.fuse([*edges, *(features[i] for i in node.adopted)], style, f"block{node.index}")
+    name, edges = f"block{node.index}", []
+    for i, parent in enumerate(node.parents):
+        levels = (nodes[parent].level, node.level)
+        x = squeezed[node.index, i]
+        edges.append(layers.resize(x, image, levels, style=style, name=f"{name}_edge{i}"))
+    names = [f"{name}_edge{i}_expand" for i in range(len(edges))]
+    x = style.pointwise_sum(edges, filters, names, f"{name}_expand")
+    return layers.fuse([x, *(features[i] for i in node.adopted)], style, name)
 
 
 def _group(x, node, scaling, rate, style, strides=1):

@@ -1,0 +1,168 @@
+"""1x1 convolutions with batch norm, computed together where they share a map.
+
+What they cost a TPU is the passes over wide maps, not the multiply-adds. So convolutions of one map
+are one of all their filters, and a sum of convolutions is one of all their inputs, whose batch
+statistics need no pass over the result: for y = x W, the mean of y is mean(x) W and its variance
+the diagonal of W' cov(x) W. Weights and results are those of separate layers.
+"""
+
+import keras
+from keras import ops
+
+
+class _Pointwise(keras.layers.Layer):
+    """Holds convolutions without bias and their batch norms, of which only the weights are used."""
+
+    def __init__(self, convs: list, norms: list, **kwargs):
+        super().__init__(autocast=False, **kwargs)  # a kernel is rounded after it is scaled
+        self.convs, self.norms = list(convs), list(norms)
+
+    def _build(self, shapes):
+        for conv, norm, shape in zip(self.convs, self.norms, shapes, strict=True):
+            if not conv.built:
+                conv.build(shape)
+                norm.build((*shape[:-1], conv.filters))
+
+    def get_config(self):
+        held = {"convs": self.convs, "norms": self.norms}
+        serialize = keras.saving.serialize_keras_object
+        return super().get_config() | {k: list(map(serialize, v)) for k, v in held.items()}
+
+    @classmethod
+    def from_config(cls, config):
+        config.pop("autocast", None)
+        deserialize = keras.saving.deserialize_keras_object
+        held = {k: list(map(deserialize, config.pop(k))) for k in ("convs", "norms")}
+        return cls(**held, **config)
+
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+class PointwiseSum(_Pointwise):
+    """The sum of 1x1 convolutions with batch norm, one for each input.
+
+    Call arguments: [[b, h, w, c0], [b, h, w, c1], ...]; returns [b, h, w, filters].
+    """
+
+    def build(self, shapes):
+        self._build(shapes)
+
+    def compute_output_shape(self, shapes):
+        return (*shapes[0][:-1], self.convs[0].filters)
+
+    def call(self, inputs, training=False):
+        x = ops.concatenate(inputs, axis=-1) if len(inputs) > 1 else inputs[0]
+        training = training and self.trainable
+        mean, moment = _moments(x, self.norms[0].synchronized) if training else (None, None)
+        kernels, offset, start = [], 0.0, 0
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            kernel = ops.convert_to_tensor(conv.kernel)[0, 0]
+            one = slice(start, start := start + kernel.shape[0])
+            statistics = _through(kernel, mean[one], moment[one, one]) if training else None
+            scale, shift = _affine(norm, statistics)
+            kernels.append(kernel * scale)
+            offset += shift
+        kernel = ops.concatenate(kernels)[None, None]
+        y = ops.conv(x, ops.cast(kernel, x.dtype), padding="valid")
+        return ops.cast(ops.cast(y, "float32") + offset, x.dtype)
+
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+class PointwiseSplit(_Pointwise):
+    """1x1 convolutions of one input, as wide each, with batch norm and an activation.
+
+    Call arguments: [b, h, w, c]; returns [[b, h, w, filters], ...].
+    """
+
+    def __init__(self, convs: list, norms: list, activation: str, **kwargs):
+        super().__init__(convs, norms, **kwargs)
+        self.activation = activation
+
+    def build(self, shape):
+        self._build([shape] * len(self.convs))
+
+    def compute_output_shape(self, shape):
+        return [(*shape[:-1], conv.filters) for conv in self.convs]
+
+    def call(self, x, training=False):
+        kernels = [ops.convert_to_tensor(conv.kernel) for conv in self.convs]
+        y = ops.conv(x, ops.cast(ops.concatenate(kernels, axis=-1), x.dtype), padding="valid")
+        y = ops.cast(y, "float32")
+        count = len(self.convs)
+        statistics = [None] * count
+        if training and self.trainable:
+            both = ops.moments(y, [0, 1, 2], synchronized=self.norms[0].synchronized)
+            statistics = zip(*(ops.split(part, count) for part in both), strict=True)
+        affine = map(_affine, self.norms, statistics)
+        scale, offset = (ops.concatenate(part) for part in zip(*affine, strict=True))
+        y = ops.cast(y * scale + offset, x.dtype)
+        return ops.split(keras.activations.get(self.activation)(y), count, axis=-1)
+
+    def get_config(self):
+        return super().get_config() | {"activation": self.activation}
+
+
+def _affine(norm: keras.layers.BatchNormalization, statistics):
+    """The scale and the offset [c] of a batch norm, by its averages or by a batch's mean, variance.
+
+    The latter move the averages.
+    """
+    mean, variance = statistics or (norm.moving_mean, norm.moving_variance)
+    if statistics:
+        for average, new in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
+            average.assign(average * norm.momentum + new * (1.0 - norm.momentum))
+    scale = norm.gamma * ops.rsqrt(variance + norm.epsilon)
+    return scale, norm.beta - mean * scale
+
+
+def _through(kernel, mean, moment):
+    """Mean and variance [d] of x W, from W [c, d] and x's mean [c] and second moments [c, c]."""
+    covariance = moment - mean[:, None] * mean
+    variance = ops.sum(ops.matmul(covariance, kernel) * kernel, axis=0)
+    return ops.matmul(mean[None], kernel)[0], ops.maximum(variance, 0.0)
+
+
+def _moments(x, synchronized: bool):
+    """Mean [c] and second moments [c, c] of [b, h, w, c] over all places, of all replicas."""
+    sums = _sums(x)
+    count = ops.cast(ops.prod(ops.shape(x)[:-1]), "float32")
+    if synchronized:
+        sums, count = _over_replicas(sums), _over_replicas(count)
+    return sums[-1] / count, sums[:-1] / count
+
+
+def _over_replicas(value):
+    import tensorflow as tf  # not at the top: the same model runs without TensorFlow
+
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value) if context else value
+
+
+def _sums(x):
+    """[c + 1, c] float32: sums over all places of x_i x_j, and of x_j in the last row."""
+    if keras.backend.backend() != "tensorflow":
+        x = ops.cast(x, "float32")
+        return ops.concatenate([ops.einsum("bhwi,bhwj->ij", x, x), ops.sum(x, (0, 1, 2))[None]])
+    return _tensorflow_sums(x)
+
+
+def _tensorflow_sums(x):
+    """The same as a convolution's filter gradient, for which a TPU need not move the map."""
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def sums(x):
+        wide, channels = tf.cast(x, tf.float32), x.shape[-1]
+        moments = tf.raw_ops.Conv2DBackpropFilter(
+            input=wide, filter_sizes=[1, 1, channels, channels], out_backprop=wide,
+            strides=[1, 1, 1, 1], padding="VALID",
+        )  # fmt: skip
+
+        def gradient(upstream):
+            kernel = upstream[:-1] + tf.transpose(upstream[:-1])
+            back = tf.nn.conv2d(wide, kernel[None, None], 1, "VALID") + upstream[-1]
+            return tf.cast(back, x.dtype)
+
+        total = tf.reduce_sum(wide, [0, 1, 2])
+        return tf.concat([moments[0, 0], total[None]], 0), gradient
+
+    return sums(x)
