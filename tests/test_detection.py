@@ -8,7 +8,9 @@ import tensorflow as tf
 import tiny
 
 from spinenet_tf.ops import augment, matching
+from spinenet_tf.ops import boxes as box_ops
 from spinenet_tf.ops.anchors import Anchors
+from spinenet_tf.tasks import common
 from spinenet_tf.tasks.detection import Detection
 
 SIZE, BOXES = 64, 100
@@ -97,14 +99,17 @@ def test_the_loss_by_hand(detector):
     view = augment.fit_view(batch["image_size"], SIZE)
     images = augment.view_images(batch["image"], batch["image_size"], view, SIZE)
     logits, deltas = (v.numpy().astype(float) for v in task.flatten(model(images)))
-    targets = [v.numpy() for v in task.targets(batch, view)]
+    boxes, _, valid = common.seen_objects(batch, view, SIZE)
+    targets = [v.numpy() for v in task.targets(boxes, batch["classes"], valid)]
     positives, p = targets[2].sum(), 1 / (1 + np.exp(-logits))
     assert positives >= 4
     focal = -0.75 * p**1.5 * np.log(1 - p)
     for i, a in zip(*np.nonzero(targets[2]), strict=True):
         k = targets[0][i, a]
         focal[i, a, k] = -0.25 * (1 - p[i, a, k]) ** 1.5 * np.log(p[i, a, k])
-    error = np.abs(deltas - targets[1])[targets[2]]
+    matched = tf.gather(boxes, targets[1], batch_dims=1)
+    encoded = box_ops.encode(matched, task.anchors.boxes((SIZE, SIZE)))
+    error = np.abs(deltas - encoded)[targets[2]]
     huber = np.where(error <= 0.1, error**2 / 2, 0.1 * (error - 0.05))
     decay = (
         4e-5
@@ -121,13 +126,14 @@ def test_the_loss_by_hand(detector):
 
 def test_the_background_channel_never_has_a_positive(detector):
     task, model = detector
-    targets = task.targets(
-        batch_of([IMAGES["full"]]), augment.fit_view(tf.constant([[64, 64]]), SIZE)
-    )
+    batch = batch_of([IMAGES["full"]])
+    view = augment.fit_view(tf.constant([[64, 64]]), SIZE)
+    boxes, _, valid = common.seen_objects(batch, view, SIZE)
+    targets = task.targets(boxes, batch["classes"], valid)
     outputs = tf.nest.map_structure(tf.zeros_like, model(tf.zeros([1, SIZE, SIZE, 3])))
     with tf.GradientTape() as tape:
         tape.watch(outputs)
-        loss = task.losses(outputs, targets)["class"]
+        loss = task.losses(outputs, targets, boxes)["class"]
     gradient, _ = task.flatten(tape.gradient(loss, outputs, unconnected_gradients="zero"))
     assert (gradient[..., 0] > 0).numpy().all()  # always pushed down
     assert (gradient[..., 1:] < 0).numpy().any()
@@ -150,7 +156,8 @@ def test_targets_equal_model_gardens():
     np.testing.assert_array_equal(ours.classes[0], np.maximum(flat_labels, 0))
     flat_deltas = np.concatenate([np.reshape(v, (-1, 4)) for v in deltas.values()])
     positive = ours.positive[0].numpy()
-    np.testing.assert_allclose(ours.boxes[0][positive], flat_deltas[positive], rtol=1e-4, atol=1e-5)
+    deltas = matching.box_targets(boxes[None], ours.object[..., None], anchors[:, None])
+    np.testing.assert_allclose(deltas[0][positive], flat_deltas[positive], rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

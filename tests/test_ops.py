@@ -133,36 +133,50 @@ def test_match_against_numpy():
 
 
 def targets_of(boxes, classes, valid, size=64):
-    anchors = tf.constant(Anchors(size=3).boxes((size, size)))
-    return anchors, matching.anchor_targets(
-        anchors, tf.constant([boxes], tf.float32), tf.constant([classes]), tf.constant([valid]), 0.5
+    anchors = Anchors(size=3).boxes((size, size))
+    boxes = tf.constant([boxes], tf.float32)
+    targets = matching.anchor_targets(
+        tf.constant(anchors), boxes, tf.constant([classes]), tf.constant([valid]), 0.5
     )
+    places = targets.object[..., None]
+    return anchors, targets, matching.box_targets(boxes, places, anchors[:, None])
 
 
 def test_no_boxes_gives_background_everywhere():
-    _, targets = targets_of([[0, 0, 0, 0]] * 3, [0, 0, 0], [False] * 3)
+    _, targets, deltas = targets_of([[0, 0, 0, 0]] * 3, [0, 0, 0], [False] * 3)
     assert not targets.positive.numpy().any()
-    assert not targets.classes.numpy().any() and not targets.boxes.numpy().any()
+    assert not targets.classes.numpy().any() and np.isfinite(deltas).all()
 
 
 def test_a_one_pixel_box_still_gets_its_best_anchor():
-    anchors, targets = targets_of([[30, 30, 31, 31], [0, 0, 0, 0]], [5, 0], [True, False])
+    anchors, targets, deltas = targets_of([[30, 30, 31, 31], [0, 0, 0, 0]], [5, 0], [True, False])
     assert targets.positive.numpy().sum() == 1
     where = targets.positive.numpy()[0].argmax()
     assert targets.classes[0, where] == 5
-    decoded = box_ops.decode(targets.boxes[0, where], anchors[where])
+    decoded = box_ops.decode(deltas[0, where], anchors[where])
     np.testing.assert_allclose(decoded, [30, 30, 31, 31], atol=1e-3)
 
 
 def test_a_box_on_the_border_and_a_full_image():
-    _, targets = targets_of([[0, 0, 64, 64], [0, 60, 4, 64]], [1, 2], [True, True])
+    _, targets, _ = targets_of([[0, 0, 64, 64], [0, 60, 4, 64]], [1, 2], [True, True])
     found = set(targets.classes.numpy()[targets.positive.numpy()])
     assert found == {1, 2}
     n = 100
     boxes = random_boxes(n, size=40.0) + np.array([0, 0, 2, 2], "f4")
-    _, targets = targets_of(boxes, np.arange(1, n + 1, dtype="i4"), [True] * n)
-    assert np.isfinite(targets.boxes).all()
+    _, targets, deltas = targets_of(boxes, np.arange(1, n + 1, dtype="i4"), [True] * n)
+    assert np.isfinite(deltas).all()
     assert targets.positive.numpy().sum() > 10
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_box_targets_side_by_side_are_the_encoded_boxes(inclusive):
+    anchors = Anchors(size=3).boxes((32, 32))[: 2 * 3 * 9].reshape(2, 3, 9, 4)
+    boxes = np.stack([random_boxes(300), random_boxes(300)])  # indices of two digits
+    index = RNG.integers(0, 300, (2, 2, 3, 9)).astype("i4")
+    actual = matching.box_targets(tf.constant(boxes), tf.constant(index), anchors, inclusive)
+    matched = np.stack([boxes[i][index[i]] for i in range(2)])
+    expected = box_ops.encode(tf.constant(matched), tf.constant(anchors), inclusive)
+    np.testing.assert_allclose(actual, np.reshape(expected, (2, 2, 3, 36)), rtol=1e-4, atol=1e-5)
 
 
 def test_padding_never_wins_even_where_nothing_overlaps():

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 
 from spinenet_tf.models.pointwise import PointwiseSplit, PointwiseSum
+from spinenet_tf.models.stem import Stem
 
 
 class Counts(NamedTuple):
@@ -61,6 +62,9 @@ def _calls(model: keras.Model, times: dict[str, int], runs: int):
 def _multiply_adds(layer: keras.Layer, shape: tuple[int, ...]) -> int:
     if isinstance(layer, keras.layers.BatchNormalization):
         return math.prod(shape)
+    if isinstance(layer, Stem):  # what is pooled was convolved and normalised at half the image's size
+        places = math.prod(-(-side // 2) for side in layer.input.shape[1:3])
+        return places * shape[-1] * (math.prod(layer.convs[0].kernel.shape[:-1]) + 1)
     if isinstance(layer, PointwiseSum):  # of convolutions and batch norms
         return math.prod(shape) * sum(conv.kernel.shape[2] + 1 for conv in layer.convs)
     if isinstance(layer, PointwiseSplit):

@@ -15,6 +15,7 @@ from spinenet_tf.models.keras_layers import (
     Upsample,
 )
 from spinenet_tf.models.pointwise import PointwiseSplit, PointwiseSum
+from spinenet_tf.models.stem import Stem
 
 ACTIVATIONS = ("relu", "swish")
 NUMERICS = ("official", "model_garden")
@@ -88,9 +89,15 @@ class Style:
         return kind(filters, kernel, kernel_regularizer=self.decay(), **kwargs)
 
     def stem(self, image, filters: int, kernel: int):
-        """`conv_bn` of stride 2 on images."""
+        """`conv_bn` of stride 2 on images [b, h, w, 3]."""
         kind = ImageConv if self.numerics == "official" else keras.layers.Conv2D
         return self.conv_bn(image, filters, kernel, 2, name="stem", kind=kind)
+
+    def pooled_stem(self, image, filters: int):
+        """`stem` with a 7x7 kernel, and a max-pool of stride 2."""
+        convs, norms = self._held([image.shape], filters, 7, ["stem"])
+        symmetric = self.numerics == "official"
+        return Stem(convs, norms, self.activation, symmetric, name="stem")(image)
 
     def conv_bn(
         self, x, filters: int, kernel: int = 1, strides: int = 1, *, name: str, act=True,
@@ -113,17 +120,17 @@ class Style:
 
     def pointwise_sum(self, inputs: list, filters: int, names: list[str], name: str):
         """The sum of `conv_bn` with 1x1 and without activation of maps of one size."""
-        convs, norms = self._pointwise([x.shape for x in inputs], filters, names)
+        convs, norms = self._held([x.shape for x in inputs], filters, 1, names)
         return PointwiseSum(convs, norms, name=name)(inputs)
 
     def pointwise_split(self, x, filters: int, names: list[str], name: str) -> list:
         """`conv_bn` with 1x1 of one map, several times."""
-        convs, norms = self._pointwise([x.shape] * len(names), filters, names)
+        convs, norms = self._held([x.shape] * len(names), filters, 1, names)
         return PointwiseSplit(convs, norms, self.activation, name=name)(x)
 
-    def _pointwise(self, shapes: list, filters: int, names: list[str]) -> tuple[list, list]:
+    def _held(self, shapes: list, filters: int, kernel: int, names: list[str]) -> tuple:
         """Convolutions and batch norms, built here so that their weights bear only `names`."""
-        convs = [self.plain_conv(filters, 1, name=f"{name}_conv") for name in names]
+        convs = [self.plain_conv(filters, kernel, name=f"{name}_conv") for name in names]
         norms = [self.norm_layer(f"{name}_bn") for name in names]
         for conv, norm, shape in zip(convs, norms, shapes, strict=True):
             conv.build(shape)

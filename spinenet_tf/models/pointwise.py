@@ -10,14 +10,15 @@ import keras
 from keras import ops
 
 
-class _Pointwise(keras.layers.Layer):
+class Held(keras.layers.Layer):
     """Holds convolutions without bias and their batch norms, of which only the weights are used."""
 
     def __init__(self, convs: list, norms: list, **kwargs):
         super().__init__(autocast=False, **kwargs)  # a kernel is rounded after it is scaled
         self.convs, self.norms = list(convs), list(norms)
 
-    def _build(self, shapes):
+    def build_held(self, shapes):
+        """Builds what is not built, for inputs of these shapes."""
         for conv, norm, shape in zip(self.convs, self.norms, shapes, strict=True):
             if not conv.built:
                 conv.build(shape)
@@ -37,19 +38,20 @@ class _Pointwise(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("spinenet_tf")
-class PointwiseSum(_Pointwise):
+class PointwiseSum(Held):
     """The sum of 1x1 convolutions with batch norm, one for each input.
 
     Call arguments: [[b, h, w, c0], [b, h, w, c1], ...]; returns [b, h, w, filters].
     """
 
     def build(self, shapes):
-        self._build(shapes)
+        self.build_held(shapes)
 
     def compute_output_shape(self, shapes):
         return (*shapes[0][:-1], self.convs[0].filters)
 
     def call(self, inputs, training=False):
+        inputs = [ops.cast(x, self.compute_dtype) for x in inputs]
         x = ops.concatenate(inputs, axis=-1) if len(inputs) > 1 else inputs[0]
         training = training and self.trainable
         mean, moment = _moments(x, self.norms[0].synchronized) if training else (None, None)
@@ -58,16 +60,16 @@ class PointwiseSum(_Pointwise):
             kernel = ops.convert_to_tensor(conv.kernel)[0, 0]
             one = slice(start, start := start + kernel.shape[0])
             statistics = _through(kernel, mean[one], moment[one, one]) if training else None
-            scale, shift = _affine(norm, statistics)
+            scale, shift = affine(norm, statistics)
             kernels.append(kernel * scale)
             offset += shift
         kernel = ops.concatenate(kernels)[None, None]
         y = ops.conv(x, ops.cast(kernel, x.dtype), padding="valid")
-        return ops.cast(ops.cast(y, "float32") + offset, x.dtype)
+        return ops.cast(ops.cast(y, wide(x)) + offset, x.dtype)
 
 
 @keras.saving.register_keras_serializable("spinenet_tf")
-class PointwiseSplit(_Pointwise):
+class PointwiseSplit(Held):
     """1x1 convolutions of one input, as wide each, with batch norm and an activation.
 
     Call arguments: [b, h, w, c]; returns [[b, h, w, filters], ...].
@@ -78,22 +80,23 @@ class PointwiseSplit(_Pointwise):
         self.activation = activation
 
     def build(self, shape):
-        self._build([shape] * len(self.convs))
+        self.build_held([shape] * len(self.convs))
 
     def compute_output_shape(self, shape):
         return [(*shape[:-1], conv.filters) for conv in self.convs]
 
     def call(self, x, training=False):
+        x = ops.cast(x, self.compute_dtype)
         kernels = [ops.convert_to_tensor(conv.kernel) for conv in self.convs]
         y = ops.conv(x, ops.cast(ops.concatenate(kernels, axis=-1), x.dtype), padding="valid")
-        y = ops.cast(y, "float32")
+        y = ops.cast(y, wide(x))
         count = len(self.convs)
         statistics = [None] * count
         if training and self.trainable:
             both = ops.moments(y, [0, 1, 2], synchronized=self.norms[0].synchronized)
             statistics = zip(*(ops.split(part, count) for part in both), strict=True)
-        affine = map(_affine, self.norms, statistics)
-        scale, offset = (ops.concatenate(part) for part in zip(*affine, strict=True))
+        pairs = zip(*map(affine, self.norms, statistics), strict=True)
+        scale, offset = map(ops.concatenate, pairs)
         y = ops.cast(y * scale + offset, x.dtype)
         return ops.split(keras.activations.get(self.activation)(y), count, axis=-1)
 
@@ -101,7 +104,7 @@ class PointwiseSplit(_Pointwise):
         return super().get_config() | {"activation": self.activation}
 
 
-def _affine(norm: keras.layers.BatchNormalization, statistics):
+def affine(norm: keras.layers.BatchNormalization, statistics):
     """The scale and the offset [c] of a batch norm, by its averages or by a batch's mean, variance.
 
     The latter move the averages.
@@ -114,6 +117,11 @@ def _affine(norm: keras.layers.BatchNormalization, statistics):
     return scale, norm.beta - mean * scale
 
 
+def wide(x) -> str:
+    """The dtype of statistics of x: float32 at least."""
+    return keras.backend.result_type(x.dtype, "float32")
+
+
 def _through(kernel, mean, moment):
     """Mean and variance [d] of x W, from W [c, d] and x's mean [c] and second moments [c, c]."""
     covariance = moment - mean[:, None] * mean
@@ -124,13 +132,14 @@ def _through(kernel, mean, moment):
 def _moments(x, synchronized: bool):
     """Mean [c] and second moments [c, c] of [b, h, w, c] over all places, of all replicas."""
     sums = _sums(x)
-    count = ops.cast(ops.prod(ops.shape(x)[:-1]), "float32")
+    count = ops.cast(ops.prod(ops.shape(x)[:-1]), sums.dtype)
     if synchronized:
-        sums, count = _over_replicas(sums), _over_replicas(count)
+        sums, count = over_replicas(sums), over_replicas(count)
     return sums[-1] / count, sums[:-1] / count
 
 
-def _over_replicas(value):
+def over_replicas(value):
+    """The sum over the replicas of a strategy."""
     import tensorflow as tf  # not at the top: the same model runs without TensorFlow
 
     context = tf.distribute.get_replica_context()
@@ -138,9 +147,9 @@ def _over_replicas(value):
 
 
 def _sums(x):
-    """[c + 1, c] float32: sums over all places of x_i x_j, and of x_j in the last row."""
+    """[c + 1, c], float32 at least: sums over all places of x_i x_j, and of x_j in the last row."""
     if keras.backend.backend() != "tensorflow":
-        x = ops.cast(x, "float32")
+        x = ops.cast(x, wide(x))
         return ops.concatenate([ops.einsum("bhwi,bhwj->ij", x, x), ops.sum(x, (0, 1, 2))[None]])
     return _tensorflow_sums(x)
 
@@ -151,18 +160,18 @@ def _tensorflow_sums(x):
 
     @tf.custom_gradient
     def sums(x):
-        wide, channels = tf.cast(x, tf.float32), x.shape[-1]
+        exact, channels = tf.cast(x, wide(x)), x.shape[-1]
         moments = tf.raw_ops.Conv2DBackpropFilter(
-            input=wide, filter_sizes=[1, 1, channels, channels], out_backprop=wide,
+            input=exact, filter_sizes=[1, 1, channels, channels], out_backprop=exact,
             strides=[1, 1, 1, 1], padding="VALID",
         )  # fmt: skip
 
         def gradient(upstream):
             kernel = upstream[:-1] + tf.transpose(upstream[:-1])
-            back = tf.nn.conv2d(wide, kernel[None, None], 1, "VALID") + upstream[-1]
+            back = tf.nn.conv2d(exact, kernel[None, None], 1, "VALID") + upstream[-1]
             return tf.cast(back, x.dtype)
 
-        total = tf.reduce_sum(wide, [0, 1, 2])
+        total = tf.reduce_sum(exact, [0, 1, 2])
         return tf.concat([moments[0, 0], total[None]], 0), gradient
 
     return sums(x)

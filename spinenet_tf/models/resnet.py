@@ -41,8 +41,7 @@ def ResNet(  # noqa: N802 - a network's name, as in keras.applications
     """
     stages = specs.row(specs.RESNETS, size)
     style, image = Style(**style), keras.Input(input_shape, name="image")
-    x = style.stem(image, specs.STEM_FILTERS, 7)
-    x = layers.max_pool(x, 3, 2, "stem_pool")
+    x = style.pooled_stem(image, specs.STEM_FILTERS)
     rates = [style.depth_rate(i, sum(stages.blocks)) for i in range(sum(stages.blocks))]
     outputs = {}
     for level, blocks in zip(specs.RESNET_WIDTHS, stages.blocks, strict=True):

@@ -62,8 +62,7 @@ def SpineNet(  # noqa: N802 - a network's name, as in keras.applications
         x = _fuse(node, nodes, features, squeezed, image, scaling, style)
         return _group(x, node, scaling, rate, style)
 
-    x = style.stem(image, specs.STEM_FILTERS, 7)
-    x = layers.max_pool(x, 3, 2, "stem_pool")
+    x = style.pooled_stem(image, specs.STEM_FILTERS)
     features, nodes = build_nodes(x, 2, graph, style, stem_block, permuted_block)
     outputs = pyramid(features, nodes, scaling.endpoints, style)
     return keras.Model(image, outputs, name=f"spinenet_{size.lower()}")

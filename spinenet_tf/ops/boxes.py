@@ -49,10 +49,21 @@ def encode(boxes: tf.Tensor, anchors: tf.Tensor, inclusive: bool = False) -> tf.
 
     A side of zero counts as a tiny one, so that the logarithm stays finite.
     """
-    boxes, anchors = _edges(boxes, inclusive), _edges(anchors, inclusive)
-    anchor_sizes, box_sizes = sizes(anchors), tf.maximum(sizes(boxes), 1e-8)
-    shift = (_centres(boxes) - _centres(anchors)) / anchor_sizes
-    return tf.concat([shift, tf.math.log(box_sizes / anchor_sizes)], -1)
+    shift = centre_form(boxes, inclusive) - centre_form(anchors, inclusive)
+    return shift / units(anchors, inclusive)
+
+
+def centre_form(boxes: tf.Tensor, inclusive: bool = False) -> tf.Tensor:
+    """Centre and logarithms of height and width [..., 4] of boxes [..., 4]."""
+    boxes = _edges(boxes, inclusive)
+    log_sizes = tf.math.log(tf.maximum(sizes(boxes), 1e-8))
+    return tf.concat([_centres(boxes), log_sizes], -1)
+
+
+def units(anchors: tf.Tensor, inclusive: bool = False) -> tf.Tensor:
+    """What targets against anchors [..., 4] are measured in, [..., 4]: height, width, 1, 1."""
+    sides = sizes(_edges(anchors, inclusive))
+    return tf.concat([sides, tf.ones_like(sides)], -1)
 
 
 def decode(targets: tf.Tensor, anchors: tf.Tensor, inclusive: bool = False) -> tf.Tensor:

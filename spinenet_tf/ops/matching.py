@@ -13,12 +13,12 @@ class Targets(NamedTuple):
 
     Attributes:
       classes: [b, a] int32; 0 is background.
-      boxes: [b, a, 4] float32 regression targets; 0 where there is no object.
+      object: [b, a] int32, which box; see `box_targets`.
       positive: [b, a] bool, the anchors that stand for an object.
     """
 
     classes: tf.Tensor
-    boxes: tf.Tensor
+    object: tf.Tensor
     positive: tf.Tensor
 
 
@@ -60,31 +60,54 @@ def anchor_targets(
     classes: tf.Tensor,
     valid: tf.Tensor,
     threshold: float,
-    inclusive: bool = False,
 ) -> Targets:
-    """Targets of anchors [a, 4] from padded boxes [b, n, 4], classes [b, n] and valid [b, n].
-
-    `inclusive`: see `ops.boxes`.
-    """
+    """Targets of anchors [a, 4] from padded boxes [b, n, 4], classes [b, n] and valid [b, n]."""
     index, positive = match(box_ops.iou(anchors[None], boxes), valid, threshold)
-    matched = tf.gather(boxes, index, batch_dims=1)
-    return Targets(
-        classes=tf.where(positive, tf.gather(classes, index, batch_dims=1), 0),
-        boxes=tf.where(positive[..., None], box_ops.encode(matched, anchors, inclusive), 0.0),
-        positive=positive,
+    classes = tf.where(positive, tf.gather(classes, index, batch_dims=1), 0)
+    return Targets(classes, index, positive)
+
+
+def box_targets(
+    boxes: tf.Tensor, index: tf.Tensor, anchors: np.ndarray, inclusive: bool = False
+) -> tf.Tensor:
+    """Regression targets of k anchors at each place.
+
+    Args:
+      boxes: [b, n, 4]. index: [b, ..., k] int32, which box an anchor is for; n < 2**14.
+      anchors: [..., k, 4].
+
+    Returns:
+      [b, ..., k * 4], the coordinates of an anchor side by side, as in a prediction: gathered so,
+      since four alone would fill 4 of a TPU's 128 lanes, and moving them costs more than the rest.
+    """
+    k, n = index.shape[-1], boxes.shape[1]
+    coordinate = np.tile(np.arange(4), k)
+    place = tf.cast(spread(index, 4), tf.int32) * 4 + coordinate
+    objects = tf.reshape(box_ops.centre_form(boxes, inclusive), [-1, n * 4])
+    flat = [*anchors.shape[:-2], k * 4]
+    origin, unit = (
+        tf.reshape(part(tf.constant(anchors), inclusive), flat)
+        for part in (box_ops.centre_form, box_ops.units)
     )
+    return (tf.gather(objects, place, batch_dims=1) - origin) / unit
 
 
 def one_hot(classes: tf.Tensor, num_classes: int) -> tf.Tensor:
     """[..., k] int32 classes of anchors -> [..., k * num_classes] bool, True at each one's class.
 
     Class 0, the background, is nowhere True. The channels of an anchor lie side by side, as in a
-    prediction. A matrix product spreads the classes over them, since that moves nothing: of two
-    digits to the base of 256, which bfloat16 holds exactly.
+    prediction.
     """
-    k = classes.shape[-1]
-    spread = np.repeat(np.eye(k, dtype=np.float32), num_classes, axis=1)
-    label = np.tile(np.arange(num_classes, dtype=np.float32), k)
-    digits = tf.cast(tf.concat([classes // 256, classes % 256], -1), tf.float32)
-    of_anchor = tf.tensordot(digits, tf.constant(np.concatenate([256 * spread, spread])), 1)
-    return of_anchor == np.where(label > 0, label, -1.0)
+    label = np.tile(np.arange(num_classes, dtype=np.float32), classes.shape[-1])
+    return spread(classes, num_classes) == np.where(label > 0, label, -1.0)
+
+
+def spread(values: tf.Tensor, times: int) -> tf.Tensor:
+    """[..., k] int32 below 65536 -> [..., k * times] float32, each number `times` times.
+
+    By a matrix product, since that moves nothing: of two digits to the base of 256, which bfloat16
+    holds exactly.
+    """
+    copies = np.repeat(np.eye(values.shape[-1], dtype=np.float32), times, axis=1)
+    digits = tf.cast(tf.concat([values // 256, values % 256], -1), tf.float32)
+    return tf.tensordot(digits, tf.constant(np.concatenate([256 * copies, copies])), 1)

@@ -94,25 +94,22 @@ class Detection:
           (total, {'class', 'box', 'l2', 'total'}), float32 scalars.
         """
         images, view = common.look(batch, self.image_size, self.augmentation if training else None)
-        outputs = model(images, training=training)
-        targets = self.targets(batch, view)
+        boxes, _, valid = common.seen_objects(batch, view, self.image_size)
+        targets = self.targets(boxes, batch["classes"], valid)
         positives = tf.reduce_sum(tf.cast(targets.positive, tf.float32))
         positives = common.over_replicas(positives)
-        parts = self.losses(outputs, targets)
+        parts = self.losses(model(images, training=training), targets, boxes)
         parts = {name: part / (positives + 1.0) for name, part in parts.items()}
         parts["l2"] = common.weight_decay(model)
         total = parts["class"] + self.box_weight * parts["box"] + parts["l2"]
         return total, parts | {"total": total}
 
-    def targets(self, batch: dict, view: augment.View) -> matching.Targets:
-        """Anchor targets of the batch seen in `view`, without crowds and boxes cropped away."""
-        boxes, _, valid = common.seen_objects(batch, view, self.image_size)
+    def targets(self, boxes: tf.Tensor, classes: tf.Tensor, valid: tf.Tensor) -> matching.Targets:
+        """Anchor targets of [b, n, 4] boxes in a view, without crowds and boxes cropped away."""
         anchors = tf.constant(self.anchors.boxes((self.image_size, self.image_size)))
-        return matching.anchor_targets(
-            anchors, boxes, batch["classes"], valid, self.match_threshold, self.inclusive_boxes
-        )
+        return matching.anchor_targets(anchors, boxes, classes, valid, self.match_threshold)
 
-    def losses(self, outputs: dict, targets: matching.Targets) -> dict:
+    def losses(self, outputs: dict, targets: matching.Targets, boxes: tf.Tensor) -> dict:
         """Sums over all anchors: focal loss, and Huber loss, a quarter for each coordinate.
 
         On the maps as they are: flattened to [anchors, classes], they would all be moved.
@@ -120,18 +117,21 @@ class Detection:
         sums, anchors = {"class": 0.0, "box": 0.0}, self.anchors.per_place
         shapes = {level: boxes.shape[1:3] for level, boxes in sorted(outputs["box"].items())}
         sizes = [height * width * anchors for height, width in shapes.values()]
-        parts = zip(*(tf.split(part, sizes, axis=1) for part in targets), strict=True)
-        for (level, shape), (classes, boxes, positive) in zip(shapes.items(), parts, strict=True):
-            classes = tf.reshape(classes, [-1, *shape, anchors])
+        flat = self.anchors.boxes((self.image_size, self.image_size))
+        flat = np.split(flat, np.cumsum(sizes)[:-1])
+        parts = zip(*(tf.split(part, sizes, axis=1) for part in targets), flat, strict=True)
+        for (level, shape), (*maps, boxes_here) in zip(shapes.items(), parts, strict=True):
+            classes, index, positive = (tf.reshape(v, [-1, *shape, anchors]) for v in maps)
             one_hot = matching.one_hot(classes, self.num_classes)
             focal = losses.focal(
                 outputs["class"][level], one_hot, self.focal_alpha, self.focal_gamma
             )
-            boxes = tf.reshape(boxes, [-1, *shape, anchors * 4])
-            huber = losses.huber(outputs["box"][level], boxes, self.huber_delta)
-            positive = tf.repeat(tf.reshape(positive, [-1, *shape, anchors]), 4, axis=-1)
+            boxes_here = boxes_here.reshape(*shape, anchors, 4)
+            deltas = matching.box_targets(boxes, index, boxes_here, self.inclusive_boxes)
+            huber = losses.huber(outputs["box"][level], deltas, self.huber_delta)
+            counted = matching.spread(tf.cast(positive, tf.int32), 4) > 0
             sums["class"] += tf.reduce_sum(focal)
-            sums["box"] += tf.reduce_sum(tf.where(positive, huber, 0.0)) / 4.0
+            sums["box"] += tf.reduce_sum(tf.where(counted, huber, 0.0)) / 4.0
         return sums
 
     def predict(self, model: keras.Model, batch: dict, *, native: bool = False) -> nms.Detections:
