@@ -9,6 +9,8 @@ the diagonal of W' cov(x) W. Weights and results are those of separate layers.
 import keras
 from keras import ops
 
+from spinenet_tf.models.convolution import conv, filter_gradient
+
 
 class Held(keras.layers.Layer):
     """Holds convolutions without bias and their batch norms, of which only the weights are used."""
@@ -19,10 +21,10 @@ class Held(keras.layers.Layer):
 
     def build_held(self, shapes):
         """Builds what is not built, for inputs of these shapes."""
-        for conv, norm, shape in zip(self.convs, self.norms, shapes, strict=True):
-            if not conv.built:
-                conv.build(shape)
-                norm.build((*shape[:-1], conv.filters))
+        for layer, norm, shape in zip(self.convs, self.norms, shapes, strict=True):
+            if not layer.built:
+                layer.build(shape)
+                norm.build((*shape[:-1], layer.filters))
 
     def get_config(self):
         held = {"convs": self.convs, "norms": self.norms}
@@ -56,15 +58,15 @@ class PointwiseSum(Held):
         training = training and self.trainable
         mean, moment = _moments(x, self.norms[0].synchronized) if training else (None, None)
         kernels, offset, start = [], 0.0, 0
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            kernel = ops.convert_to_tensor(conv.kernel)[0, 0]
+        for layer, norm in zip(self.convs, self.norms, strict=True):
+            kernel = ops.convert_to_tensor(layer.kernel)[0, 0]
             one = slice(start, start := start + kernel.shape[0])
             statistics = _through(kernel, mean[one], moment[one, one]) if training else None
             scale, shift = affine(norm, statistics)
             kernels.append(kernel * scale)
             offset += shift
         kernel = ops.concatenate(kernels)[None, None]
-        y = ops.conv(x, ops.cast(kernel, x.dtype), padding="valid")
+        y = conv(x, ops.cast(kernel, x.dtype))
         return ops.cast(ops.cast(y, wide(x)) + offset, x.dtype)
 
 
@@ -83,12 +85,12 @@ class PointwiseSplit(Held):
         self.build_held([shape] * len(self.convs))
 
     def compute_output_shape(self, shape):
-        return [(*shape[:-1], conv.filters) for conv in self.convs]
+        return [(*shape[:-1], layer.filters) for layer in self.convs]
 
     def call(self, x, training=False):
         x = ops.cast(x, self.compute_dtype)
-        kernels = [ops.convert_to_tensor(conv.kernel) for conv in self.convs]
-        y = ops.conv(x, ops.cast(ops.concatenate(kernels, axis=-1), x.dtype), padding="valid")
+        kernels = [ops.convert_to_tensor(layer.kernel) for layer in self.convs]
+        y = conv(x, ops.cast(ops.concatenate(kernels, axis=-1), x.dtype))
         y = ops.cast(y, wide(x))
         count = len(self.convs)
         statistics = [None] * count
@@ -160,18 +162,14 @@ def _tensorflow_sums(x):
 
     @tf.custom_gradient
     def sums(x):
-        exact, channels = tf.cast(x, wide(x)), x.shape[-1]
-        moments = tf.raw_ops.Conv2DBackpropFilter(
-            input=exact, filter_sizes=[1, 1, channels, channels], out_backprop=exact,
-            strides=[1, 1, 1, 1], padding="VALID",
-        )  # fmt: skip
+        exact = tf.cast(x, wide(x))
 
         def gradient(upstream):
             kernel = upstream[:-1] + tf.transpose(upstream[:-1])
-            back = tf.nn.conv2d(exact, kernel[None, None], 1, "VALID") + upstream[-1]
+            back = conv(exact, kernel[None, None]) + upstream[-1]
             return tf.cast(back, x.dtype)
 
         total = tf.reduce_sum(exact, [0, 1, 2])
-        return tf.concat([moments[0, 0], total[None]], 0), gradient
+        return tf.concat([filter_gradient(exact, exact)[0, 0], total[None]], 0), gradient
 
     return sums(x)

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from spinenet_tf.models.convolution import conv
 from spinenet_tf.models.pointwise import Held, affine, over_replicas, wide
 
 POOL = dict(padding="same", data_format="channels_last")
@@ -46,8 +47,8 @@ class Stem(Held):
 
     def _conv(self, image, kernel):
         if not self.symmetric:
-            return ops.conv(image, kernel, 2, "same")
-        return ops.conv(ops.pad(image, [[0, 0], [3, 3], [3, 3], [0, 0]]), kernel, 2, "valid")
+            return conv(image, kernel, (2, 2), "same")
+        return conv(ops.pad(image, [[0, 0], [3, 3], [3, 3], [0, 0]]), kernel, (2, 2))
 
     def _pair_conv(self, image, kernel):
         """[b, 2 h, 4 w, c] * [7, 7, c, d] -> [b, h, w, 2 d]: two columns side by side."""
@@ -64,7 +65,7 @@ class Stem(Held):
         after = [f - b - n for f, b, n in zip(full, before, image.shape[1:3], strict=True)]
         image = ops.pad(image, [[0, 0], *zip(before, after, strict=True), [0, 0]])
         cells = [image[:, y::2, x::4] for y in range(2) for x in range(4)]  # a TPU transposes badly
-        return ops.conv(ops.concatenate(cells, -1), kernel, padding="valid")
+        return conv(ops.concatenate(cells, -1), kernel)
 
     def get_config(self):
         return super().get_config() | {
@@ -75,11 +76,34 @@ class Stem(Held):
 
 def _pair_pool(y):
     """SAME max-pooling, 3x3 of stride 2, of an even number of columns in pairs, and rows."""
-    y = ops.max_pool(y, (3, 1), (2, 1), **POOL)
-    first, second = ops.split(y, 2, axis=-1)
-    lowest = ops.full_like(first[:, :, :1], -float("inf"))
-    third = ops.concatenate([first[:, :, 1:], lowest], axis=2)
-    return ops.maximum(ops.maximum(first, second), third)
+    return _pair_max(ops.max_pool(y, (3, 1), (2, 1), **POOL))
+
+
+@ops.custom_gradient
+def _pair_max(pairs):
+    """[b, h, w, 2 c] pairs of columns -> [b, h, w, c], the largest of a pair and the column after.
+
+    The gradient is written out: the derived one moves twice as many maps.
+    """
+
+    def parts():
+        first, second = ops.split(pairs, 2, axis=-1)
+        last = ops.full_like(first[:, :, :1], -float("inf"))
+        return first, second, ops.concatenate([first[:, :, 1:], last], axis=2)
+
+    def gradient(*args, upstream=None):
+        upstream = args[-1] if upstream is None else upstream
+        first, second, third = parts()
+        is_first = ops.logical_and(first >= second, first >= third)
+        is_third = ops.logical_and(third > first, third > second)
+        zero = ops.zeros_like(upstream)
+        after = ops.pad(ops.where(is_third, upstream, zero), [[0, 0], [0, 0], [1, 0], [0, 0]])
+        to_first = ops.where(is_first, upstream, zero) + after[:, :, :-1]
+        to_second = ops.where(ops.logical_or(is_first, is_third), zero, upstream)
+        return ops.concatenate([to_first, to_second], axis=-1)
+
+    first, second, third = parts()
+    return ops.maximum(ops.maximum(first, second), third), gradient
 
 
 def _statistics(y, times: int, norm):
