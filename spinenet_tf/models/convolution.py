@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 SUBLANES = 8  # rows of a TPU's register
+WIDE = 128  # on narrower maps, the copies to and from that form cost more than it saves
 _FOR_TPU = contextvars.ContextVar("for_tpu", default=False)
 
 
@@ -26,9 +27,9 @@ def conv(x, kernel, strides=(1, 1), padding: str = "valid"):
     On a TPU the images of a batch lie in a register's 8 rows, where fewer images leave some empty.
     As layers of one volume they do not: the compiler puts columns there instead.
     """
-    if not _as_volume(x):
+    if max(strides) > 1 or not _as_volume(x):
         return ops.conv(x, kernel, strides, padding)
-    return ops.conv(x[None], kernel[None], (1, *strides), padding)[0]
+    return ops.conv(x[None], kernel[None], 1, padding)[0]
 
 
 def filter_gradient(x, y):
@@ -47,7 +48,8 @@ def filter_gradient(x, y):
 
 
 def _as_volume(x) -> bool:
-    return 1 < (x.shape[0] or 0) < SUBLANES and _on_tpu()
+    batch, _, width, _ = x.shape
+    return 1 < (batch or 0) < SUBLANES and (width or 0) >= WIDE and _on_tpu()
 
 
 def _on_tpu() -> bool:

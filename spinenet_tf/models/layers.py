@@ -134,8 +134,8 @@ class Style:
         convs = [self.plain_conv(filters, kernel, name=f"{name}_conv") for name in names]
         norms = [self.norm_layer(f"{name}_bn") for name in names]
         for conv, norm, shape in zip(convs, norms, shapes, strict=True):
-            conv.build(shape)
-            norm.build((*shape[:-1], filters))
+            conv.build((None, None, None, shape[-1]))
+            norm.build((None, None, None, filters))
         return convs, norms
 
     def strided(self, make: Callable[..., keras.layers.Layer], x, kernel: int, strides: int, name):

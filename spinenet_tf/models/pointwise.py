@@ -23,8 +23,8 @@ class Held(keras.layers.Layer):
         """Builds what is not built, for inputs of these shapes."""
         for layer, norm, shape in zip(self.convs, self.norms, shapes, strict=True):
             if not layer.built:
-                layer.build(shape)
-                norm.build((*shape[:-1], layer.filters))
+                layer.build((None, None, None, shape[-1]))
+                norm.build((None, None, None, layer.filters))
 
     def get_config(self):
         held = {"convs": self.convs, "norms": self.norms}

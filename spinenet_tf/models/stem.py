@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from spinenet_tf.models.convolution import conv
 from spinenet_tf.models.pointwise import Held, affine, over_replicas, wide
 
 POOL = dict(padding="same", data_format="channels_last")
@@ -47,8 +46,8 @@ class Stem(Held):
 
     def _conv(self, image, kernel):
         if not self.symmetric:
-            return conv(image, kernel, (2, 2), "same")
-        return conv(ops.pad(image, [[0, 0], [3, 3], [3, 3], [0, 0]]), kernel, (2, 2))
+            return ops.conv(image, kernel, 2, "same")
+        return ops.conv(ops.pad(image, [[0, 0], [3, 3], [3, 3], [0, 0]]), kernel, 2, "valid")
 
     def _pair_conv(self, image, kernel):
         """[b, 2 h, 4 w, c] * [7, 7, c, d] -> [b, h, w, 2 d]: two columns side by side."""
@@ -65,7 +64,7 @@ class Stem(Held):
         after = [f - b - n for f, b, n in zip(full, before, image.shape[1:3], strict=True)]
         image = ops.pad(image, [[0, 0], *zip(before, after, strict=True), [0, 0]])
         cells = [image[:, y::2, x::4] for y in range(2) for x in range(4)]  # a TPU transposes badly
-        return conv(ops.concatenate(cells, -1), kernel)
+        return ops.conv(ops.concatenate(cells, -1), kernel, padding="valid")
 
     def get_config(self):
         return super().get_config() | {
