@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import keras
 
-from spinenet_tf.models.pointwise import PointwiseSplit, PointwiseSum
+from spinenet_tf.models.pointwise import Held, PointwiseSum
 from spinenet_tf.models.stem import Stem
 
 
@@ -62,13 +62,13 @@ def _calls(model: keras.Model, times: dict[str, int], runs: int):
 def _multiply_adds(layer: keras.Layer, shape: tuple[int, ...]) -> int:
     if isinstance(layer, keras.layers.BatchNormalization):
         return math.prod(shape)
-    if isinstance(layer, Stem):  # what is pooled was convolved and normalised at half the image's size
+    if isinstance(layer, Stem):  # what is pooled was convolved and normalised at twice the size
         places = math.prod(-(-side // 2) for side in layer.input.shape[1:3])
-        return places * shape[-1] * (math.prod(layer.convs[0].kernel.shape[:-1]) + 1)
-    if isinstance(layer, PointwiseSum):  # of convolutions and batch norms
-        return math.prod(shape) * sum(conv.kernel.shape[2] + 1 for conv in layer.convs)
-    if isinstance(layer, PointwiseSplit):
-        return math.prod(shape) * (layer.convs[0].kernel.shape[2] + 1)
+        return places * layer.convs[0].filters * _of_held(layer.convs[0])
+    if isinstance(layer, PointwiseSum):
+        return math.prod(shape) * sum(map(_of_held, layer.convs))
+    if isinstance(layer, Held):
+        return math.prod(shape) * _of_held(layer.convs[0])
     if isinstance(layer, keras.layers.SeparableConv2D):  # stride 1: both parts see every place
         kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
         return math.prod(shape[:-1]) * sum(math.prod(kernel.shape) for kernel in kernels)
@@ -80,6 +80,11 @@ def _multiply_adds(layer: keras.Layer, shape: tuple[int, ...]) -> int:
     if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
         return math.prod(shape) * math.prod(layer.kernel.shape[:-1])
     return 0
+
+
+def _of_held(conv: keras.layers.Conv2D) -> int:
+    """Of an element of a convolution's output, normalised."""
+    return math.prod(conv.kernel.shape[:-1]) + 1
 
 
 def _size(variables) -> int:

@@ -15,6 +15,7 @@ from spinenet_tf.models.keras_layers import (
     StochasticDepth,
     Upsample,
 )
+from spinenet_tf.models.pairs import PairConv, pair
 from spinenet_tf.models.pointwise import PointwiseSplit, PointwiseSum
 from spinenet_tf.models.stem import Stem
 
@@ -94,19 +95,26 @@ class Style:
         kind = ImageConv if self.numerics == "official" else Conv
         return self.conv_bn(image, filters, kernel, 2, name="stem", kind=kind)
 
-    def pooled_stem(self, image, filters: int):
-        """`stem` with a 7x7 kernel, and a max-pool of stride 2."""
-        convs, norms = self._held([image.shape], filters, 7, ["stem"])
+    def pooled_stem(self, image, filters: int, pairs: bool):
+        """`stem` with a 7x7 kernel, and a max-pool of stride 2; see `models.pairs`."""
+        convs, norms = self._held([image.shape[-1]], filters, 7, ["stem"])
         symmetric = self.numerics == "official"
-        return Stem(convs, norms, self.activation, symmetric, name="stem")(image)
+        return Stem(convs, norms, self.activation, symmetric, pairs, name="stem")(image)
 
     def conv_bn(
         self, x, filters: int, kernel: int = 1, strides: int = 1, *, name: str, act=True,
-        kind=Conv,
+        kind=Conv, columns: int = 1,
     ):  # fmt: skip
-        """Convolution without bias, batch norm and, if `act`, the activation."""
-        if kernel == strides == 1 and filters > x.shape[-1]:
-            x = self.pointwise_sum([x], filters, [name], name)
+        """Convolution without bias, batch norm and, if `act`, the activation.
+
+        With 2 `columns`, of a map in pairs of columns; see `models.pairs`.
+        """
+        channels = x.shape[-1] // columns
+        if kernel == strides == 1 and filters > channels:
+            x = self.pointwise_sum([x], filters, [name], name, columns)
+        elif columns == 2:
+            convs, norms = self._held([channels], filters, kernel, [name])
+            x = PairConv(convs, norms, strides, self.numerics == "official", name=name)(x)
         else:
             make = functools.partial(self.plain_conv, filters, kernel, kind, name=f"{name}_conv")
             x = self.norm(self.strided(make, x, kernel, strides, name), f"{name}_bn")
@@ -119,22 +127,23 @@ class Style:
             kernel_initializer=keras.initializers.VarianceScaling(), **kwargs,
         )  # fmt: skip
 
-    def pointwise_sum(self, inputs: list, filters: int, names: list[str], name: str):
+    def pointwise_sum(self, inputs: list, filters: int, names: list[str], name: str, columns=1):
         """The sum of `conv_bn` with 1x1 and without activation of maps of one size."""
-        convs, norms = self._held([x.shape for x in inputs], filters, 1, names)
-        return PointwiseSum(convs, norms, name=name)(inputs)
+        channels = [x.shape[-1] // columns for x in inputs]
+        convs, norms = self._held(channels, filters, 1, names)
+        return PointwiseSum(convs, norms, columns, name=name)(inputs)
 
-    def pointwise_split(self, x, filters: int, names: list[str], name: str) -> list:
+    def pointwise_split(self, x, filters: int, names: list[str], name: str, columns=1) -> list:
         """`conv_bn` with 1x1 of one map, several times."""
-        convs, norms = self._held([x.shape] * len(names), filters, 1, names)
-        return PointwiseSplit(convs, norms, self.activation, name=name)(x)
+        convs, norms = self._held([x.shape[-1] // columns] * len(names), filters, 1, names)
+        return PointwiseSplit(convs, norms, self.activation, columns, name=name)(x)
 
-    def _held(self, shapes: list, filters: int, kernel: int, names: list[str]) -> tuple:
+    def _held(self, channels: list[int], filters: int, kernel: int, names: list[str]) -> tuple:
         """Convolutions and batch norms, built here so that their weights bear only `names`."""
         convs = [self.plain_conv(filters, kernel, name=f"{name}_conv") for name in names]
         norms = [self.norm_layer(f"{name}_bn") for name in names]
-        for conv, norm, shape in zip(convs, norms, shapes, strict=True):
-            conv.build((None, None, None, shape[-1]))
+        for conv, norm, width in zip(convs, norms, channels, strict=True):
+            conv.build((None, None, None, width))
             norm.build((None, None, None, filters))
         return convs, norms
 
@@ -168,11 +177,12 @@ def max_pool(x, size: int, strides: int, name: str):
 
 def block(
     x, kind: str, filters: int, *, style: Style, drop_path: float, name: str, strides: int = 1,
-    project: bool = False,
+    project: bool = False, columns: int = 1,
 ):  # fmt: skip
     """A bottleneck or residual block of [b, h, w, c] features (ResNet, post-activation).
 
     The shortcut is projected where it is strided, c is not the block's output width, or on request.
+    With 2 `columns`, of a map in pairs of columns, and not strided; see `models.pairs`.
 
     Raises:
       ValueError: another kind of block.
@@ -181,14 +191,18 @@ def block(
         raise ValueError(f"kind={kind!r} is neither 'bottleneck' nor 'residual'")
     width = filters * EXPANSION[kind]
     shortcut = x
-    if project or strides > 1 or x.shape[-1] != width:
-        shortcut = style.conv_bn(x, width, 1, strides, name=f"{name}_shortcut", act=False)
+    if project or strides > 1 or x.shape[-1] // columns != width:
+        shortcut = style.conv_bn(
+            x, width, 1, strides, name=f"{name}_shortcut", act=False, columns=columns
+        )
         shortcut = style.dropblock(shortcut, f"{name}_shortcut_dropblock")
     plan = [(filters, 1, 1), (filters, 3, strides), (width, 1, 1)]
     plan = plan if kind == "bottleneck" else [(filters, 3, strides), (filters, 3, 1)]
     for i, (channels, kernel, stride) in enumerate(plan, 1):
         last = i == len(plan)
-        x = style.conv_bn(x, channels, kernel, stride, name=f"{name}_{i}", act=not last)
+        x = style.conv_bn(
+            x, channels, kernel, stride, name=f"{name}_{i}", act=not last, columns=columns
+        )
         x = style.dropblock(x, f"{name}_{i}_dropblock")
     if drop_path:
         x = StochasticDepth(drop_path, name=f"{name}_drop")(x)
@@ -202,17 +216,22 @@ def fuse(edges: list, style: Style, name: str):
     return style.act(x, f"{name}_in")
 
 
-def resize(x, image, levels: tuple[int, int], *, style: Style, name: str):
+def resize(x, image, levels: tuple[int, int], columns: tuple[int, int], *, style: Style, name: str):
     """[b, h, w, c] squeezed features from `levels[0]` to `levels[1]` (section 3.2, Figure 5).
 
     Args:
       image: the network's input, whose size says how large `levels[1]` is.
+      columns: 2 where a level's maps are in pairs of columns, see `models.pairs`; else 1.
     """
     source, target = levels
     if target > source:
-        x = style.conv_bn(x, x.shape[-1], 3, 2, name=f"{name}_down")
+        filters = x.shape[-1] // columns[0]
+        x = style.conv_bn(x, filters, 3, 2, name=f"{name}_down", columns=columns[0])
         return _shrink(x, target - source - 1, style.numerics, name)
-    return Upsample(target, name=f"{name}_up")([x, image]) if target < source else x
+    if target == source:
+        return x
+    x = Upsample(target, name=f"{name}_up")([x, image])
+    return pair(x) if columns[1] == 2 else x
 
 
 def _shrink(x, octaves: int, numerics: str, name: str):

@@ -44,13 +44,20 @@ class PointwiseSum(Held):
     """The sum of 1x1 convolutions with batch norm, one for each input.
 
     Call arguments: [[b, h, w, c0], [b, h, w, c1], ...]; returns [b, h, w, filters].
+
+    Args:
+      columns: 2 for maps in pairs of columns, see `models.pairs`.
     """
 
+    def __init__(self, convs: list, norms: list, columns: int = 1, **kwargs):
+        super().__init__(convs, norms, **kwargs)
+        self.columns = columns
+
     def build(self, shapes):
-        self.build_held(shapes)
+        self.build_held([(*shape[:-1], shape[-1] // self.columns) for shape in shapes])
 
     def compute_output_shape(self, shapes):
-        return (*shapes[0][:-1], self.convs[0].filters)
+        return (*shapes[0][:-1], self.convs[0].filters * self.columns)
 
     def call(self, inputs, training=False):
         inputs = [ops.cast(x, self.compute_dtype) for x in inputs]
@@ -60,14 +67,22 @@ class PointwiseSum(Held):
         kernels, offset, start = [], 0.0, 0
         for layer, norm in zip(self.convs, self.norms, strict=True):
             kernel = ops.convert_to_tensor(layer.kernel)[0, 0]
-            one = slice(start, start := start + kernel.shape[0])
-            statistics = _through(kernel, mean[one], moment[one, one]) if training else None
-            scale, shift = affine(norm, statistics)
+            one = slice(start, start := start + kernel.shape[0] * self.columns)
+            if training:
+                parts = _of_columns(mean[one], moment[one, one], self.columns)
+                scale, shift = affine(norm, _through(kernel, *parts))
+            else:
+                scale, shift = affine(norm, None)
             kernels.append(kernel * scale)
             offset += shift
-        kernel = ops.concatenate(kernels)[None, None]
+        if self.columns == 2:
+            kernels, offset = map(block_diagonal, kernels), ops.tile(offset, 2)
+        kernel = ops.concatenate(list(kernels))[None, None]
         y = conv(x, ops.cast(kernel, x.dtype))
         return ops.cast(ops.cast(y, wide(x)) + offset, x.dtype)
+
+    def get_config(self):
+        return super().get_config() | {"columns": self.columns}
 
 
 @keras.saving.register_keras_serializable("spinenet_tf")
@@ -75,44 +90,83 @@ class PointwiseSplit(Held):
     """1x1 convolutions of one input, as wide each, with batch norm and an activation.
 
     Call arguments: [b, h, w, c]; returns [[b, h, w, filters], ...].
+
+    Args:
+      columns: 2 for maps in pairs of columns, see `models.pairs`.
     """
 
-    def __init__(self, convs: list, norms: list, activation: str, **kwargs):
+    def __init__(
+        self, convs: list, norms: list, activation: str, columns: int = 1, **kwargs
+    ):  # fmt: skip
         super().__init__(convs, norms, **kwargs)
-        self.activation = activation
+        self.activation, self.columns = activation, columns
 
     def build(self, shape):
-        self.build_held([shape] * len(self.convs))
+        self.build_held([(*shape[:-1], shape[-1] // self.columns)] * len(self.convs))
 
     def compute_output_shape(self, shape):
-        return [(*shape[:-1], layer.filters) for layer in self.convs]
+        return [(*shape[:-1], layer.filters * self.columns) for layer in self.convs]
 
     def call(self, x, training=False):
-        x = ops.cast(x, self.compute_dtype)
-        kernels = [ops.convert_to_tensor(layer.kernel) for layer in self.convs]
-        y = conv(x, ops.cast(ops.concatenate(kernels, axis=-1), x.dtype))
-        y = ops.cast(y, wide(x))
-        count = len(self.convs)
-        statistics = [None] * count
+        x, count = ops.cast(x, self.compute_dtype), len(self.convs)
+        kernels = [ops.convert_to_tensor(layer.kernel)[0, 0] for layer in self.convs]
+        if self.columns == 2:
+            kernels = map(block_diagonal, kernels)
+        kernel = ops.concatenate(list(kernels), axis=-1)[None, None]
+        y = ops.cast(conv(x, ops.cast(kernel, x.dtype)), wide(x))
+        moments = [None] * count
         if training and self.trainable:
-            both = ops.moments(y, [0, 1, 2], synchronized=self.norms[0].synchronized)
-            statistics = zip(*(ops.split(part, count) for part in both), strict=True)
-        pairs = zip(*map(affine, self.norms, statistics), strict=True)
-        scale, offset = map(ops.concatenate, pairs)
-        y = ops.cast(y * scale + offset, x.dtype)
-        return ops.split(keras.activations.get(self.activation)(y), count, axis=-1)
+            moments = statistics(y, count, self.columns, self.norms[0])
+        pairs = zip(*map(affine, self.norms, moments), strict=True)
+        scale, offset = (_lanes(part, self.columns) for part in pairs)
+        y = keras.activations.get(self.activation)(ops.cast(y * scale + offset, x.dtype))
+        return ops.split(y, count, axis=-1)
 
     def get_config(self):
-        return super().get_config() | {"activation": self.activation}
+        return super().get_config() | {"activation": self.activation, "columns": self.columns}
 
 
-def affine(norm: keras.layers.BatchNormalization, statistics):
+def block_diagonal(kernel):
+    """[c, d] -> [2 c, 2 d], of two columns side by side."""
+    zeros = ops.zeros_like(kernel)
+    rows = [ops.concatenate(row, axis=1) for row in ((kernel, zeros), (zeros, kernel))]
+    return ops.concatenate(rows)
+
+
+def _lanes(parts, columns: int):
+    """Numbers [d] of each of several convolutions, for all columns: [n * columns * d]."""
+    return ops.concatenate([ops.tile(part, columns) for part in parts])
+
+
+def statistics(y, groups: int, columns: int, norm) -> list:
+    """Means and variances [d] over all places and replicas of [b, h, w, groups * columns * d]."""
+    sums = ops.stack([ops.sum(y, (0, 1, 2)), ops.sum(y * y, (0, 1, 2))])
+    sums = ops.sum(ops.reshape(sums, [2, groups, columns, -1]), axis=2)
+    count = ops.cast(ops.prod(ops.shape(y)[:-1]) * columns, sums.dtype)
+    if norm.synchronized:
+        sums, count = over_replicas(sums), over_replicas(count)
+    mean, square = sums[0] / count, sums[1] / count
+    variance = ops.maximum(square - mean * mean, 0.0)
+    return [(mean[i], variance[i]) for i in range(groups)]
+
+
+def _of_columns(mean, moment, columns: int):
+    """Mean [c] and second moments [c, c] of one column from those of `columns` side by side."""
+    if columns == 1:
+        return mean, moment
+    half = mean.shape[0] // 2
+    first, second = slice(None, half), slice(half, None)
+    moments = (moment[first, first] + moment[second, second]) / 2
+    return (mean[first] + mean[second]) / 2, moments
+
+
+def affine(norm: keras.layers.BatchNormalization, moments):
     """The scale and the offset [c] of a batch norm, by its averages or by a batch's mean, variance.
 
     The latter move the averages.
     """
-    mean, variance = statistics or (norm.moving_mean, norm.moving_variance)
-    if statistics:
+    mean, variance = moments or (norm.moving_mean, norm.moving_variance)
+    if moments:
         for average, new in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
             average.assign(average * norm.momentum + new * (1.0 - norm.momentum))
     scale = norm.gamma * ops.rsqrt(variance + norm.epsilon)

@@ -9,6 +9,7 @@ import keras
 from spinenet_tf import graphs, specs
 from spinenet_tf.models import layers
 from spinenet_tf.models.layers import Style
+from spinenet_tf.models.pairs import pairs_fit, unpair
 
 
 @gin.configurable
@@ -48,22 +49,31 @@ def SpineNet(  # noqa: N802 - a network's name, as in keras.applications
     )
     graph = graphs.override(scaling.graph, stem, blocks)
     style, image = Style(**style), keras.Input(input_shape, name="image")
+    in_pairs = pairs_fit(image.shape) and style.dropblock_keep == 1
+    columns = {2: 2} if in_pairs else {}  # of L2's maps, which are narrow
 
     def stem_block(x, node, level):
         plain = dataclasses.replace(style, dropblock_keep=1.0)
-        return _group(x, node, scaling, 0.0, plain, strides=2 ** (node.level - level))
+        strides = 2 ** (node.level - level)
+        x = unpair(x) if strides > 1 and level in columns else x
+        return _group(x, node, scaling, 0.0, plain, strides, columns)
 
     squeezed = {}  # {(child, i): features of its connection from its parent i}
 
     def permuted_block(node, nodes, features, rate):
         for i, parent in enumerate(node.parents):
             if (node.index, i) not in squeezed:
-                squeezed.update(_squeeze(nodes[parent], nodes, features[parent], scaling, style))
-        x = _fuse(node, nodes, features, squeezed, image, scaling, style)
-        return _group(x, node, scaling, rate, style)
+                x = features[parent]
+                squeezed.update(_squeeze(nodes[parent], nodes, x, scaling, style, columns))
+        x = _fuse(node, nodes, features, squeezed, image, scaling, style, columns)
+        return _group(x, node, scaling, rate, style, 1, columns)
 
-    x = style.pooled_stem(image, specs.STEM_FILTERS)
+    x = style.pooled_stem(image, specs.STEM_FILTERS, in_pairs)
     features, nodes = build_nodes(x, 2, graph, style, stem_block, permuted_block)
+    features = [
+        unpair(x) if node.is_output and node.level in columns else x
+        for x, node in zip(features, nodes, strict=True)
+    ]
     outputs = pyramid(features, nodes, scaling.endpoints, style)
     return keras.Model(image, outputs, name=f"spinenet_{size.lower()}")
 
@@ -100,35 +110,37 @@ def pyramid(features: list, nodes: Sequence[graphs.Node], endpoints: int, style:
     }
 
 
-def _squeeze(parent, nodes, x, scaling, style) -> dict:
+def _squeeze(parent, nodes, x, scaling, style, columns) -> dict:
     """{(child, i): squeezed features} of all connections from a node (section 3.2, Figure 5)."""
     children = [
         (node.index, i) for node in nodes for i, p in enumerate(node.parents) if p == parent.index
     ]
     names = [f"block{child}_edge{i}_squeeze" for child, i in children]
     filters = int(specs.filters(parent.level, scaling.width) * scaling.alpha)
-    parts = style.pointwise_split(x, filters, names, f"block{parent.index}_squeeze")
+    name = f"block{parent.index}_squeeze"
+    parts = style.pointwise_split(x, filters, names, name, columns.get(parent.level, 1))
     return dict(zip(children, parts, strict=True))
 
 
-def _fuse(node, nodes, features, squeezed, image, scaling, style):
+def _fuse(node, nodes, features, squeezed, image, scaling, style, columns):
     """Resamples the parents of a node to it, and sums them and what it adopts."""
     filters = specs.filters(node.level, scaling.width) * graphs.EXPANSION[node.kind]
     name, edges = f"block{node.index}", []
     for i, parent in enumerate(node.parents):
         levels = (nodes[parent].level, node.level)
-        x = squeezed[node.index, i]
-        edges.append(layers.resize(x, image, levels, style=style, name=f"{name}_edge{i}"))
+        x, here = squeezed[node.index, i], tuple(columns.get(n, 1) for n in levels)
+        edges.append(layers.resize(x, image, levels, here, style=style, name=f"{name}_edge{i}"))
     names = [f"{name}_edge{i}_expand" for i in range(len(edges))]
-    x = style.pointwise_sum(edges, filters, names, f"{name}_expand")
+    x = style.pointwise_sum(edges, filters, names, f"{name}_expand", columns.get(node.level, 1))
     return layers.fuse([x, *(features[i] for i in node.adopted)], style, name)
 
 
-def _group(x, node, scaling, rate, style, strides=1):
+def _group(x, node, scaling, rate, style, strides, columns):
     """A node's blocks in a row (Figure 6)."""
     for i in range(scaling.repeats):
         x = layers.block(
             x, node.kind, specs.filters(node.level, scaling.width), style=style, drop_path=rate,
             strides=strides if i == 0 else 1, name=f"block{node.index}_{i}",
+            columns=columns.get(node.level, 1),
         )  # fmt: skip
     return x

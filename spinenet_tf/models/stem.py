@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
-from spinenet_tf.models.pointwise import Held, affine, over_replicas, wide
+from spinenet_tf.models.pointwise import Held, affine, statistics, wide
 
+COLUMNS = 4  # side by side; the outer ones of every two first, for the pool
+ORDER = (0, 2, 1, 3)
 POOL = dict(padding="same", data_format="channels_last")
 
 
@@ -12,105 +14,94 @@ POOL = dict(padding="same", data_format="channels_last")
 class Stem(Held):
     """A 7x7 convolution of stride 2, batch norm, an activation and a 3x3 max-pool of stride 2.
 
-    Of a TPU's 128 lanes, 3 channels fill three and 64 half of them, at twice the cost in time and
-    memory. So where the width of the map is even, two columns of 64 channels lie side by side, and
-    the convolution sees cells of 2 x 4 pixels. Weights and result are those of plain layers.
+    Of a TPU's 128 lanes, 3 channels fill three and 64 half of them, at the cost in time and memory
+    of 128. So with `pairs`, four columns of the convolution lie side by side, and it sees cells of
+    2 x 8 pixels. Weights and result are those of plain layers.
+
+    Call arguments: images [b, h, w, 3]; returns [b, ceil(h / 4), ceil(w / 4), filters], or in
+    pairs of columns [b, h / 4, w / 8, 2 * filters], see `models.pairs`.
 
     Args:
       symmetric: the image is padded by 3 on all sides; else as SAME does it.
-
-    Call arguments: images [b, h, w, 3]; returns [b, ceil(h / 4), ceil(w / 4), filters].
     """
 
-    def __init__(self, convs: list, norms: list, activation: str, symmetric: bool, **kwargs):
+    def __init__(
+        self, convs: list, norms: list, activation: str, symmetric: bool, pairs: bool, **kwargs
+    ):
         super().__init__(convs, norms, **kwargs)
-        self.activation, self.symmetric = activation, symmetric
+        self.activation, self.symmetric, self.pairs = activation, symmetric, pairs
 
     def build(self, shape):
         self.build_held([shape])
 
     def compute_output_shape(self, shape):
-        return (shape[0], *(n and -(-n // 4) for n in shape[1:3]), self.convs[0].filters)
+        height, width = (n and -(-n // 4) for n in shape[1:3])
+        filters = self.convs[0].filters
+        if self.pairs:
+            return (shape[0], height, width // 2, 2 * filters)
+        return (shape[0], height, width, filters)
 
     def call(self, image, training=False):
-        image = ops.cast(image, self.compute_dtype)
+        image, norm = ops.cast(image, self.compute_dtype), self.norms[0]
         kernel = ops.cast(ops.convert_to_tensor(self.convs[0].kernel), image.dtype)
-        sides, norm = ops.shape(image)[1:3], self.norms[0]
-        pairs = all(isinstance(n, int) and (n + 1) // 2 % 2 == 0 for n in sides)
-        y, times = (self._pair_conv(image, kernel), 2) if pairs else (self._conv(image, kernel), 1)
-        y = ops.cast(y, wide(image))
-        statistics = _statistics(y, times, norm) if training and self.trainable else None
-        scale, offset = (ops.tile(part, times) for part in affine(norm, statistics))
+        y = (self._packed_conv if self.pairs else self._conv)(image, kernel)
+        y, columns = ops.cast(y, wide(image)), COLUMNS if self.pairs else 1
+        moments = statistics(y, 1, columns, norm) if training and self.trainable else None
+        scale, offset = (ops.tile(part, columns) for part in affine(norm, moments and moments[0]))
         y = keras.activations.get(self.activation)(ops.cast(y * scale + offset, image.dtype))
-        return _pair_pool(y) if pairs else ops.max_pool(y, 3, 2, **POOL)
+        if not self.pairs:
+            return ops.max_pool(y, 3, 2, **POOL)
+        return _pool_columns(ops.max_pool(y, (3, 1), (2, 1), **POOL))
 
     def _conv(self, image, kernel):
         if not self.symmetric:
             return ops.conv(image, kernel, 2, "same")
         return ops.conv(ops.pad(image, [[0, 0], [3, 3], [3, 3], [0, 0]]), kernel, 2, "valid")
 
-    def _pair_conv(self, image, kernel):
-        """[b, 2 h, 4 w, c] * [7, 7, c, d] -> [b, h, w, 2 d]: two columns side by side."""
+    def _packed_conv(self, image, kernel):
+        """[b, 2 h, 8 w, c] * [7, 7, c, d] -> [b, h, w, 4 d]."""
         channels, filters = kernel.shape[2:]
-        kernels = [  # of a column in 2 rows and 4 columns of pixels, from the first or the third
-            ops.pad(kernel, [[0, 1], [first, 5 - first], [0, 0], [0, 0]]) for first in (0, 2)
-        ]
-        kernel = ops.reshape(ops.concatenate(kernels, -1), [4, 2, 3, 4, channels, 2 * filters])
+        kernels = [ops.pad(kernel, [[0, 1], [2 * i, 9 - 2 * i], [0, 0], [0, 0]]) for i in ORDER]
+        kernel = ops.reshape(ops.concatenate(kernels, -1), [4, 2, 2, 8, channels, 4 * filters])
         kernel = ops.transpose(kernel, [0, 2, 1, 3, 4, 5])
-        kernel = ops.reshape(kernel, [4, 3, 8 * channels, 2 * filters])
-        height, width = (-(-n // 4) * 4 for n in image.shape[1:3])
-        before = [3 if self.symmetric else 2 + n % 2 for n in image.shape[1:3]]
-        full = [height + 6, width + 8]
-        after = [f - b - n for f, b, n in zip(full, before, image.shape[1:3], strict=True)]
-        image = ops.pad(image, [[0, 0], *zip(before, after, strict=True), [0, 0]])
-        cells = [image[:, y::2, x::4] for y in range(2) for x in range(4)]  # a TPU transposes badly
+        kernel = ops.reshape(kernel, [4, 2, 16 * channels, 4 * filters])
+        before = 3 if self.symmetric else 2
+        image = ops.pad(image, [[0, 0], [before, 6 - before], [before, 8 - before], [0, 0]])
+        cells = [image[:, y::2, x::8] for y in range(2) for x in range(8)]  # a TPU transposes badly
         return ops.conv(ops.concatenate(cells, -1), kernel, padding="valid")
 
     def get_config(self):
-        return super().get_config() | {
-            "activation": self.activation,
-            "symmetric": self.symmetric,
-        }
-
-
-def _pair_pool(y):
-    """SAME max-pooling, 3x3 of stride 2, of an even number of columns in pairs, and rows."""
-    return _pair_max(ops.max_pool(y, (3, 1), (2, 1), **POOL))
+        own = {"activation": self.activation, "symmetric": self.symmetric, "pairs": self.pairs}
+        return super().get_config() | own
 
 
 @ops.custom_gradient
-def _pair_max(pairs):
-    """[b, h, w, 2 c] pairs of columns -> [b, h, w, c], the largest of a pair and the column after.
+def _pool_columns(y):
+    """Columns 4 j + `ORDER` side by side -> pairs: the largest of 0 to 2, and of 2 to the next 0.
 
-    The gradient is written out: the derived one moves twice as many maps.
+    [b, h, w, 4 c] -> [b, h, w, 2 c]. The gradient is written out: the derived one moves twice as
+    many maps.
     """
 
     def parts():
-        first, second = ops.split(pairs, 2, axis=-1)
-        last = ops.full_like(first[:, :, :1], -float("inf"))
-        return first, second, ops.concatenate([first[:, :, 1:], last], axis=2)
+        outer, inner = ops.split(y, 2, axis=-1)  # columns 0 and 2, columns 1 and 3
+        first, third = ops.split(outer, 2, axis=-1)
+        end = ops.full_like(first[:, :, :1], -float("inf"))
+        following = ops.concatenate([first[:, :, 1:], end], axis=2)
+        return outer, inner, ops.concatenate([third, following], axis=-1)
 
     def gradient(*args, upstream=None):
         upstream = args[-1] if upstream is None else upstream
-        first, second, third = parts()
-        is_first = ops.logical_and(first >= second, first >= third)
-        is_third = ops.logical_and(third > first, third > second)
+        outer, inner, after = parts()
+        is_after = ops.logical_and(after > outer, after > inner)
+        is_inner = ops.logical_and(inner > outer, inner >= after)
         zero = ops.zeros_like(upstream)
-        after = ops.pad(ops.where(is_third, upstream, zero), [[0, 0], [0, 0], [1, 0], [0, 0]])
-        to_first = ops.where(is_first, upstream, zero) + after[:, :, :-1]
-        to_second = ops.where(ops.logical_or(is_first, is_third), zero, upstream)
-        return ops.concatenate([to_first, to_second], axis=-1)
+        third, following = ops.split(ops.where(is_after, upstream, zero), 2, axis=-1)
+        first = ops.pad(following, [[0, 0], [0, 0], [1, 0], [0, 0]])[:, :, :-1]
+        to_inner = ops.where(is_inner, upstream, zero)
+        to_outer = ops.where(ops.logical_or(is_after, is_inner), zero, upstream)
+        to_outer = to_outer + ops.concatenate([first, third], axis=-1)
+        return ops.concatenate([to_outer, to_inner], axis=-1)
 
-    first, second, third = parts()
-    return ops.maximum(ops.maximum(first, second), third), gradient
-
-
-def _statistics(y, times: int, norm):
-    """Mean and variance [d] of [b, h, w, times * d] over all places and replicas."""
-    sums = ops.stack([ops.sum(y, (0, 1, 2)), ops.sum(y * y, (0, 1, 2))])
-    sums = ops.sum(ops.reshape(sums, [2, times, -1]), axis=1)
-    count = ops.cast(ops.prod(ops.shape(y)[:-1]) * times, sums.dtype)
-    if norm.synchronized:
-        sums, count = over_replicas(sums), over_replicas(count)
-    mean, square = sums[0] / count, sums[1] / count
-    return mean, ops.maximum(square - mean * mean, 0.0)
+    outer, inner, after = parts()
+    return ops.maximum(ops.maximum(outer, inner), after), gradient

@@ -1,0 +1,84 @@
+"""Maps in pairs of columns: [b, h, w / 2, 2 c] instead of [b, h, w, c], c channels of each column.
+
+A TPU's register has 128 lanes for channels, so a map of 64 takes the time and the memory of one of
+128. Two columns side by side fill the lanes. Their kernels have zeros where columns do not meet,
+which is free, as a kernel of 64 channels would be padded with zeros anyway.
+"""
+
+import keras
+from keras import ops
+
+from spinenet_tf.models.convolution import conv
+from spinenet_tf.models.pointwise import Held, affine, block_diagonal, statistics, wide
+
+
+def pairs_fit(shape: tuple) -> bool:
+    """Whether L2 of an image [b, h, w, c] has pairs of columns: for that its size must be known."""
+    height, width = shape[1:3]
+    return bool(height and width and height % 4 == width % 8 == 0)
+
+
+def unpair(x):
+    """[b, h, w / 2, 2 c] -> [b, h, w, c]."""
+    _, height, width, channels = x.shape
+    return keras.layers.Reshape((height, 2 * width, channels // 2))(x)
+
+
+def pair(x):
+    """[b, h, w, c] -> [b, h, w / 2, 2 c]."""
+    _, height, width, channels = x.shape
+    return keras.layers.Reshape((height, width // 2, 2 * channels))(x)
+
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+class PairConv(Held):
+    """A convolution of pairs of columns, 1x1 or 3x3, and batch norm.
+
+    Call arguments: [b, h, w / 2, 2 c], h even; returns [b, h, w / 2, 2 filters], or with a stride
+    of 2 a plain map [b, h / 2, w / 2, filters].
+
+    Args:
+      symmetric: with a stride of 2, a map is padded by 1 on all sides; else as SAME does it.
+    """
+
+    def __init__(self, convs: list, norms: list, strides: int, symmetric: bool, **kwargs):
+        super().__init__(convs, norms, **kwargs)
+        self.strides, self.symmetric = strides, symmetric
+
+    def build(self, shape):
+        self.build_held([(*shape[:-1], shape[-1] // 2)])
+
+    def compute_output_shape(self, shape):
+        height = shape[1] and shape[1] // self.strides
+        return (shape[0], height, shape[2], self.convs[0].filters * (2 // self.strides))
+
+    def call(self, x, training=False):
+        x = ops.cast(x, self.compute_dtype)
+        kernel, norm = ops.convert_to_tensor(self.convs[0].kernel), self.norms[0]
+        y = ops.cast(self._conv(x, ops.cast(kernel, x.dtype)), wide(x))
+        columns = 2 // self.strides
+        moments = statistics(y, 1, columns, norm) if training and self.trainable else None
+        scale, offset = (ops.tile(part, columns) for part in affine(norm, moments and moments[0]))
+        return ops.cast(y * scale + offset, x.dtype)
+
+    def _conv(self, x, kernel):
+        if kernel.shape[0] == 1:
+            return conv(x, block_diagonal(kernel[0, 0])[None, None])
+        if self.strides == 1:
+            columns = [_taps(kernel, 1 + column, 2 - column) for column in range(2)]
+            kernel = ops.concatenate(columns, axis=-1)
+            return conv(x, kernel, padding="same")
+        before = int(self.symmetric)
+        kernel = _taps(kernel, before, 1 - before)
+        x = ops.pad(x, [[0, 0], [before, 1 - before], [before, 1 - before], [0, 0]])
+        return ops.conv(x, kernel, (2, 1), "valid")
+
+    def get_config(self):
+        return super().get_config() | {"strides": self.strides, "symmetric": self.symmetric}
+
+
+def _taps(kernel, before: int, after: int):
+    """[3, 3, c, d] with columns of zeros before and after -> [3, n, 2 c, d], of n pairs."""
+    kernel = ops.pad(kernel, [[0, 0], [before, after], [0, 0], [0, 0]])
+    rows, columns, channels, filters = kernel.shape
+    return ops.reshape(kernel, [rows, columns // 2, 2 * channels, filters])
