@@ -10,6 +10,7 @@ pass. Our step starts from uint8 images and boxes; Model Garden's from images an
 targets that its input has made on the host. Swish, synchronized batch norm, one replica.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -172,11 +173,17 @@ def _child(whose: str) -> None:
 
     Or, for a TPU, writes the program to the file that the line names besides.
     """
-    import tensorflow as tf
+    from spinenet_tf.models.convolution import for_tpu
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not mix with the answers
-    programs = MAKERS[whose]()
+    with for_tpu() if TPU.value else contextlib.nullcontext():
+        _answer(MAKERS[whose](), answers)
+
+
+def _answer(programs: dict, answers) -> None:
+    import tensorflow as tf
+
     compiled = {
         name: (tf.function(function, autograph=False, jit_compile=bool(TPU.value)), arguments)
         for name, (function, arguments) in programs.items()

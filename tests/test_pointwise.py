@@ -6,8 +6,11 @@ import parity
 import pytest
 import tensorflow as tf
 
+from spinenet_tf import SpineNet
 from spinenet_tf.models.convolution import conv, filter_gradient, for_tpu
 from spinenet_tf.models.layers import Style, max_pool
+from spinenet_tf.models.pairs import PairConv, pair, pairs_fit, unpair
+from spinenet_tf.models.resnet import ResNet
 
 RNG = np.random.default_rng(3)
 
@@ -29,7 +32,7 @@ def both(model, inputs):
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         outputs = tf.nest.flatten(model(inputs, training=True))
-        loss = tf.add_n([tf.reduce_sum(tf.sin(tf.cast(y, tf.float32))) for y in outputs])
+        loss = tf.add_n([tf.reduce_sum(tf.sin(tf.cast(y, inputs[0].dtype))) for y in outputs])
     variables = sorted(model.trainable_variables, key=lambda v: v.path)
     gradients = tape.gradient(loss, [*(v.value for v in variables), *inputs])
     averages = sorted(model.non_trainable_variables, key=lambda v: v.path)
@@ -44,17 +47,20 @@ def assert_equal(together, plain, inputs, tolerance=2e-5):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
-def maps(*channels, shape=(2, 6, 7)):
+def maps(*channels, shape=(2, 6, 8)):
     return [RNG.normal(0.7, 1.0, (*shape, c)).astype("f4") for c in channels]
 
 
+@pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("synchronized", [False, True])
 @pytest.mark.parametrize("channels", [(8,), (8, 3), (4, 8, 5)])
-def test_a_sum_of_convolutions(channels, synchronized):
+def test_a_sum_of_convolutions(channels, synchronized, columns):
     style = Style(synchronized=synchronized, momentum=0.9)
-    inputs = [keras.Input((None, None, c)) for c in channels]
+    inputs = [keras.Input((6, 8, c)) for c in channels]
     names = [f"edge{i}" for i in range(len(channels))]
-    together = keras.Model(inputs, style.pointwise_sum(inputs, 12, names, "sum"))
+    parts = [pair(x) for x in inputs] if columns == 2 else inputs
+    summed = style.pointwise_sum(parts, 12, names, "sum", columns)
+    together = keras.Model(inputs, unpair(summed) if columns == 2 else summed)
     parts = [
         style.norm(style.plain_conv(12, 1, name=f"{name}_conv")(x), f"{name}_bn")
         for x, name in zip(inputs, names, strict=True)
@@ -64,31 +70,76 @@ def test_a_sum_of_convolutions(channels, synchronized):
 
 
 @pytest.mark.parametrize("activation", ["relu", "swish"])
+@pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("count", [1, 3])
-def test_convolutions_of_one_map(count, activation):
+def test_convolutions_of_one_map(count, columns, activation):
     style = Style(activation=activation, synchronized=True, momentum=0.9)
-    image, names = keras.Input((None, None, 8)), [f"edge{i}" for i in range(count)]
-    together = keras.Model([image], style.pointwise_split(image, 5, names, "split"))
+    image, names = keras.Input((6, 8, 8)), [f"edge{i}" for i in range(count)]
+    x = pair(image) if columns == 2 else image
+    parts = style.pointwise_split(x, 5, names, "split", columns)
+    together = keras.Model([image], [unpair(part) if columns == 2 else part for part in parts])
     plain = keras.Model([image], [style.conv_bn(image, 5, name=name) for name in names])
     assert_equal(together, plain, maps(8))
 
 
 @pytest.mark.parametrize("numerics", ["official", "model_garden"])
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("shape", [(16, 24), (14, 16), (15, 24), (23, 31), (4, 4)])
-def test_the_stem(shape, dynamic, numerics):
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("shape", [(16, 24), (12, 8), (14, 16), (15, 24), (23, 31), (4, 4)])
+def test_the_stem(shape, pairs, numerics):
     style = Style(activation="swish", synchronized=True, numerics=numerics, momentum=0.9)
-    image = keras.Input((None, None, 3) if dynamic else (*shape, 3))
-    together = keras.Model([image], style.pooled_stem(image, 6))
-    assert dynamic or together.output.shape[1:] == (-(-shape[0] // 4), -(-shape[1] // 4), 6)
+    image = keras.Input((*shape, 3))
+    with for_tpu():
+        pairs = pairs and pairs_fit(image.shape)
+    x = style.pooled_stem(image, 6, pairs)
+    together = keras.Model([image], unpair(x) if pairs else x)
+    assert together.output.shape[1:] == (-(-shape[0] // 4), -(-shape[1] // 4), 6)
     plain = max_pool(style.conv_bn(image, 6, 7, 2, name="stem"), 3, 2, "pool")
     assert_equal(together, keras.Model([image], plain), maps(3, shape=(2, *shape)), 1e-4)
+
+
+@pytest.mark.parametrize("numerics", ["official", "model_garden"])
+@pytest.mark.parametrize(("kernel", "strides"), [(1, 1), (3, 1), (3, 2)])
+def test_convolutions_of_pairs_of_columns(kernel, strides, numerics):
+    style, image = Style(numerics=numerics, momentum=0.9), keras.Input((6, 8, 5))
+    x = style.conv_bn(pair(image), 4, kernel, strides, name="a", columns=2)
+    together = keras.Model([image], unpair(x) if strides == 1 else x)
+    plain = keras.Model([image], style.conv_bn(image, 4, kernel, strides, name="a"))
+    assert_equal(together, plain, maps(5, shape=(2, 6, 8)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda shape: SpineNet("49", width=0.25, endpoints=8, activation="swish", input_shape=shape),
+        lambda shape: SpineNet(
+            "R14-SP39", width=0.25, endpoints=8, input_shape=shape, numerics="model_garden"
+        ),
+        lambda shape: ResNet("R50", input_shape=shape),
+    ],
+)  # fmt: skip
+def test_a_network_for_a_tpu_is_the_plain_one(make):
+    """One of unknown size has no pairs of columns; in float64, where only the order of sums differs."""
+    keras.config.set_dtype_policy("float64")
+    with for_tpu():
+        in_pairs, plain = make((64, 128, 3)), make((None, None, 3))
+    assert PairConv not in {type(layer) for layer in make((64, 128, 3)).layers}
+    kinds = [{type(layer) for layer in model.layers} for model in (in_pairs, plain)]
+    assert PairConv in kinds[0] and PairConv not in kinds[1]
+    parity.randomize(in_pairs)
+    values = {v.path: v for v in in_pairs.variables if v.dtype != "int64"}
+    for variable in plain.variables:
+        if variable.dtype != "int64":
+            variable.assign(values[variable.path])
+    image = RNG.normal(0.3, 1.0, (4, 64, 128, 3))
+    for ours, theirs in zip(both(in_pairs, [image]), both(plain, [image]), strict=True):
+        scale = np.abs(theirs).max() + 1e-3
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7 * scale)
 
 
 def test_the_gradient_of_the_stems_pool_goes_to_one_of_equals():
     style = Style()
     image = keras.Input((8, 8, 3))
-    model = keras.Model(image, style.pooled_stem(image, 2))
+    model = keras.Model(image, unpair(style.pooled_stem(image, 2, True)))
     kernel = parity.layer_of(model, "stem_conv").kernel
     kernel.assign(tf.ones_like(kernel))
     x = tf.ones([1, 8, 8, 3])
@@ -122,9 +173,10 @@ def test_under_mixed_precision_a_kernel_is_scaled_before_it_is_rounded():
 
 def test_saved_and_loaded(tmp_path):
     style, image = Style(), keras.Input((16, 16, 3))
-    x = style.pooled_stem(image, 4)
-    parts = style.pointwise_split(x, 3, ["u", "v"], "split")
-    model = keras.Model(image, style.pointwise_sum(parts, 8, ["x", "y"], "sum"))
+    x = style.pooled_stem(image, 4, True)
+    x = style.conv_bn(x, 3, 3, name="a", columns=2)
+    parts = style.pointwise_split(x, 3, ["u", "v"], "split", 2)
+    model = keras.Model(image, style.pointwise_sum(parts, 8, ["x", "y"], "sum", 2))
     parity.randomize(model)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -134,7 +186,7 @@ def test_saved_and_loaded(tmp_path):
 
 def test_a_frozen_layer_keeps_its_averages():
     style, image = Style(), keras.Input((16, 16, 3))
-    model = keras.Model(image, style.pointwise_sum([style.pooled_stem(image, 4)], 8, ["x"], "sum"))
+    model = keras.Model(image, style.pointwise_sum([style.pooled_stem(image, 4, True)], 8, ["x"], "sum"))
     model.trainable = False
     before = [v.numpy() for v in model.variables]
     (picture,) = maps(3, shape=(2, 16, 16))

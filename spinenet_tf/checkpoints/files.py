@@ -12,6 +12,7 @@ from spinenet_tf.checkpoints import garden, official
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+OWN = re.compile(r"model/([^/]+)\.S(?=[^/]+/\.ATTRIBUTES)")  # of a weight; a slash is written .S
 # What a training loop saves beside the model.
 BOOKKEEPING = re.compile(r"optimizer|save_counter|global_step")
 
@@ -64,8 +65,12 @@ def read(path: str) -> Weights:
     if OBJECT_GRAPH not in raw:
         return _official(prefix, raw)
     names = _object_names(raw.pop(OBJECT_GRAPH))
-    own = any("/_operations/" in key for key in raw)
-    return _own(prefix, raw, names) if own else _garden(prefix, raw, names)
+    named = {OWN.sub(r"\1/", key): value for key, value in raw.items() if OWN.match(key)}
+    # Checkpoints of earlier versions had the places of layers for keys.
+    placed = {names[key]: value for key, value in raw.items() if "/_operations/" in key}
+    if named or placed:
+        return _own(prefix, named or placed, raw)
+    return _garden(prefix, raw, names)
 
 
 def find(path: str) -> str:
@@ -154,12 +159,12 @@ def _garden(prefix: str, raw: dict[str, np.ndarray], names: dict[str, str]) -> W
     return _translate(prefix, "model_garden", tensors, known)._replace(step=step)
 
 
-def _own(prefix: str, raw: dict[str, np.ndarray], names: dict[str, str]) -> Weights:
-    """Our variables carry their names, wherever the model is in the file."""
+def _own(prefix: str, tensors: dict[str, np.ndarray], raw: dict[str, np.ndarray]) -> Weights:
+    """Our variables carry their names."""
     tensors = {
-        names[key]: value
-        for key, value in raw.items()
-        if "_operations/" in key and not names[key].endswith("/seed_generator_state")
+        name.removesuffix(VALUE): value
+        for name, value in tensors.items()
+        if not name.endswith("/seed_generator_state")
     }
     step = int(raw.get(f"step{VALUE}", 0))
     return Weights(prefix, "own", tensors, {}, [], {}, step)

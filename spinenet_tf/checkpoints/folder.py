@@ -80,10 +80,31 @@ def check_categories(model_dir: str, categories: list[dict]) -> None:
 
 
 def checkpoint(model: keras.Model, optimizer: Any, step: tf.Variable) -> tf.train.Checkpoint:
-    """All of a training run that is saved."""
+    """All of a training run that is saved: weights and velocities by the names of the weights.
+
+    So the same file fits a model however its layers are put together: on a TPU they are otherwise.
+    """
     # tf.train.Checkpoint does not find the states of Keras' random layers by itself.
     seeds = [v.value for v in model.variables if v.dtype == "int64"]
-    return tf.train.Checkpoint(model=model, optimizer=optimizer, step=step, seeds=seeds)
+    names = [v.path for v in model.trainable_variables]
+    velocities = dict(zip(names, optimizer.velocities, strict=True))
+    return tf.train.Checkpoint(
+        model=weights(model), velocities=velocities, step=step, seeds=seeds
+    )  # fmt: skip
+
+
+def weights(model: keras.Model) -> dict[str, tf.Variable]:
+    """{name: weight} of a model, without the states of random layers.
+
+    Raises:
+      ValueError: two have the same name.
+    """
+    variables = [v for v in model.variables if v.dtype != "int64"]
+    named = {v.path: v.value for v in variables}
+    if len(named) < len(variables):
+        twice = sorted(n for n in named if sum(v.path == n for v in variables) > 1)
+        raise ValueError(f"{model.name}: several weights are named {', '.join(twice)}")
+    return named
 
 
 def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
@@ -111,5 +132,5 @@ def load_model(task: Any, model_dir: str) -> keras.Model:
     path = latest(model_dir)
     check_fits(model_dir, task)
     model = task.build()
-    restore(tf.train.Checkpoint(model=model), path)
+    restore(tf.train.Checkpoint(model=weights(model)), path)
     return model

@@ -49,10 +49,11 @@ def filter_gradient(x, y):
 
 def _as_volume(x) -> bool:
     batch, _, width, _ = x.shape
-    return 1 < (batch or 0) < SUBLANES and (width or 0) >= WIDE and _on_tpu()
+    return 1 < (batch or 0) < SUBLANES and (width or 0) >= WIDE and on_tpu()
 
 
-def _on_tpu() -> bool:
+def on_tpu() -> bool:
+    """Whether what is built or traced now is for a TPU."""
     if _FOR_TPU.get() or keras.backend.backend() != "tensorflow":
         return _FOR_TPU.get()
     import tensorflow as tf  # not at the top: the same model runs without TensorFlow

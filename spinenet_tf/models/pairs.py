@@ -2,20 +2,21 @@
 
 A TPU's register has 128 lanes for channels, so a map of 64 takes the time and the memory of one of
 128. Two columns side by side fill the lanes. Their kernels have zeros where columns do not meet,
-which is free, as a kernel of 64 channels would be padded with zeros anyway.
+which is free there, as a kernel of 64 channels would be padded with zeros anyway; elsewhere it is
+not, so that other devices do not have pairs. The weights are the same.
 """
 
 import keras
 from keras import ops
 
-from spinenet_tf.models.convolution import conv
+from spinenet_tf.models.convolution import conv, on_tpu
 from spinenet_tf.models.pointwise import Held, affine, block_diagonal, statistics, wide
 
 
 def pairs_fit(shape: tuple) -> bool:
-    """Whether L2 of an image [b, h, w, c] has pairs of columns: for that its size must be known."""
+    """Whether L2 of an image [b, h, w, c] shall have pairs of columns: on a TPU, of a known size."""
     height, width = shape[1:3]
-    return bool(height and width and height % 4 == width % 8 == 0)
+    return bool(height and width and height % 4 == width % 8 == 0 and on_tpu())
 
 
 def unpair(x):

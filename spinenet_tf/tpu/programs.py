@@ -21,7 +21,8 @@ def train_step(task, trainer: Training, data: Data, schedule: Schedule, batch: i
     Returns:
       A serialized HLO module.
     """
-    run = Run(task, trainer, "")
+    with for_tpu():
+        run = Run(task, trainer, "")
 
     def step(*columns):
         rate = schedule.rate(run.step, batch_size=data.batch_size, steps_per_epoch=STEPS / 100)
@@ -36,7 +37,8 @@ def train_step(task, trainer: Training, data: Data, schedule: Schedule, batch: i
 def predict(task, trainer: Training, data: Data, batch: int) -> bytes:
     """Prediction of `batch` images as in evaluation: fitted, through the model, suppressed."""
     trainer.set_up()
-    model = task.build()
+    with for_tpu():
+        model = task.build()
     spec = batch_spec(data, batch, task.labels[1])
 
     def run(*columns):
