@@ -65,7 +65,8 @@ def test_widths_are_truncated():
     """0.6 times 8, 16, 24, 40, 80, 112; squeeze-and-excitation has a fifth of a block's input."""
     model = SpineNetMobile("mobile-49XS")
     width = {
-        node.level: parity.layer_of(model, f"block{node.index}_project_conv").filters for node in NODES
+        node.level: parity.layer_of(model, f"block{node.index}_project_conv").filters
+        for node in NODES
     }
     assert model.get_layer("stem_conv").filters == 4
     assert width == {1: 9, 2: 14, 3: 24, 4: 48, 5: 67, 6: 67, 7: 67}
@@ -149,7 +150,10 @@ def _backbone_pairs(ours, theirs):
             yield from pair(f"block{node.index}_edge{i}_expand")
         block = next(blocks)
         for i, part in enumerate(("expand", "depthwise", "project")):
-            yield parity.layer_of(ours, f"block{node.index}_{part}_conv"), getattr(block, f"_conv{i}")
+            yield (
+                parity.layer_of(ours, f"block{node.index}_{part}_conv"),
+                getattr(block, f"_conv{i}"),
+            )
             yield parity.layer_of(ours, f"block{node.index}_{part}_bn"), getattr(block, f"_norm{i}")
         for ours_part, part in (("squeeze", "_se_reduce"), ("gate", "_se_expand")):
             layer = getattr(block._squeeze_excitation, part)

@@ -1,4 +1,4 @@
-"""What is computed together or in another form equals plain Keras layers, and their gradients."""
+"""What is computed together or in pairs of columns equals plain Keras layers, with gradients."""
 
 import keras
 import numpy as np
@@ -7,9 +7,8 @@ import pytest
 import tensorflow as tf
 
 from spinenet_tf import SpineNet
-from spinenet_tf.models.convolution import conv, filter_gradient, for_tpu
 from spinenet_tf.models.layers import Style, max_pool
-from spinenet_tf.models.pairs import PairConv, pair, pairs_fit, unpair
+from spinenet_tf.models.pairs import PairConv, for_tpu, pair, pairs_fit, unpair
 from spinenet_tf.models.resnet import ResNet
 
 RNG = np.random.default_rng(3)
@@ -110,7 +109,7 @@ def test_convolutions_of_pairs_of_columns(kernel, strides, numerics):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda shape: SpineNet("49", width=0.25, endpoints=8, activation="swish", input_shape=shape),
+        lambda shape: SpineNet("49", width=0.25, endpoints=8, input_shape=shape),
         lambda shape: SpineNet(
             "R14-SP39", width=0.25, endpoints=8, input_shape=shape, numerics="model_garden"
         ),
@@ -118,7 +117,7 @@ def test_convolutions_of_pairs_of_columns(kernel, strides, numerics):
     ],
 )  # fmt: skip
 def test_a_network_for_a_tpu_is_the_plain_one(make):
-    """One of unknown size has no pairs of columns; in float64, where only the order of sums differs."""
+    """Which has no pairs of columns. In float64, where only the order of sums differs."""
     keras.config.set_dtype_policy("float64")
     with for_tpu():
         in_pairs, plain = make((64, 128, 3)), make((None, None, 3))
@@ -186,26 +185,12 @@ def test_saved_and_loaded(tmp_path):
 
 def test_a_frozen_layer_keeps_its_averages():
     style, image = Style(), keras.Input((16, 16, 3))
-    model = keras.Model(image, style.pointwise_sum([style.pooled_stem(image, 4, True)], 8, ["x"], "sum"))
+    model = keras.Model(
+        image, style.pointwise_sum([style.pooled_stem(image, 4, True)], 8, ["x"], "sum")
+    )
     model.trainable = False
     before = [v.numpy() for v in model.variables]
     (picture,) = maps(3, shape=(2, 16, 16))
     np.testing.assert_array_equal(model(picture, training=True), model(picture))
     for old, new in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, new)
-
-
-@pytest.mark.parametrize("batch", [1, 3, 8])
-@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "same"), ((2, 2), "valid")])
-def test_a_small_batch_as_a_volume(batch, strides, padding):
-    (x,) = maps(5, shape=(batch, 9, 128))
-    kernel = RNG.normal(size=(3, 3, 5, 4)).astype("f4")
-    expected = conv(x, kernel, strides, padding)
-    with for_tpu():
-        traced = tf.function(lambda: conv(tf.constant(x), kernel, strides, padding))
-        graph = traced.get_concrete_function().graph
-        np.testing.assert_allclose(traced(), expected, rtol=1e-5, atol=1e-5)
-        moments = filter_gradient(tf.constant(x), tf.constant(x))
-    kinds = {operation.type for operation in graph.get_operations()}
-    assert ("Conv3D" in kinds) == (batch == 3 and strides == (1, 1))
-    np.testing.assert_allclose(moments[0, 0], np.einsum("bhwi,bhwj->ij", x, x), rtol=1e-4)

@@ -6,8 +6,6 @@ import contextvars
 import keras
 from keras import ops
 
-from spinenet_tf.models.convolution import conv
-
 
 @keras.saving.register_keras_serializable("spinenet_tf")
 class ImageConv(keras.layers.Conv2D):
@@ -24,7 +22,7 @@ class ImageConv(keras.layers.Conv2D):
         kernel = ops.reshape(kernel, [taps, 2, taps, 2, channels, filters])
         kernel = ops.transpose(kernel, [0, 2, 1, 3, 4, 5])
         kernel = ops.reshape(kernel, [taps, taps, 4 * channels, filters])
-        return conv(_cells(image), kernel)
+        return ops.conv(_cells(image), kernel, padding="valid")
 
 
 def _cells(image):

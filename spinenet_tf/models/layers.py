@@ -8,7 +8,6 @@ import gin
 import keras
 
 from spinenet_tf.graphs import EXPANSION
-from spinenet_tf.models.convolution import Conv
 from spinenet_tf.models.keras_layers import (
     DropBlock,
     ImageConv,
@@ -86,13 +85,13 @@ class Style:
         """The regularizer of a kernel."""
         return keras.regularizers.L2(self.weight_decay / 2) if self.weight_decay else None
 
-    def conv_layer(self, filters: int, kernel: int, kind=Conv, **kwargs):
+    def conv_layer(self, filters: int, kernel: int, kind=keras.layers.Conv2D, **kwargs):
         """A convolution layer with this style's weight decay; the caller applies it."""
         return kind(filters, kernel, kernel_regularizer=self.decay(), **kwargs)
 
     def stem(self, image, filters: int, kernel: int):
         """`conv_bn` of stride 2 on images [b, h, w, 3]."""
-        kind = ImageConv if self.numerics == "official" else Conv
+        kind = ImageConv if self.numerics == "official" else keras.layers.Conv2D
         return self.conv_bn(image, filters, kernel, 2, name="stem", kind=kind)
 
     def pooled_stem(self, image, filters: int, pairs: bool):
@@ -103,7 +102,7 @@ class Style:
 
     def conv_bn(
         self, x, filters: int, kernel: int = 1, strides: int = 1, *, name: str, act=True,
-        kind=Conv, columns: int = 1,
+        kind=keras.layers.Conv2D, columns: int = 1,
     ):  # fmt: skip
         """Convolution without bias, batch norm and, if `act`, the activation.
 
@@ -120,7 +119,7 @@ class Style:
             x = self.norm(self.strided(make, x, kernel, strides, name), f"{name}_bn")
         return self.act(x, f"{name}_act") if act else x
 
-    def plain_conv(self, filters: int, kernel: int, kind=Conv, **kwargs):
+    def plain_conv(self, filters: int, kernel: int, kind=keras.layers.Conv2D, **kwargs):
         """A convolution layer without bias, as batch norm follows; the caller applies it."""
         return self.conv_layer(
             filters, kernel, kind, use_bias=False,

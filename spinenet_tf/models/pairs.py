@@ -6,15 +6,38 @@ which is free there, as a kernel of 64 channels would be padded with zeros anywa
 not, so that other devices do not have pairs. The weights are the same.
 """
 
+import contextlib
+import contextvars
+
 import keras
 from keras import ops
 
-from spinenet_tf.models.convolution import conv, on_tpu
 from spinenet_tf.models.pointwise import Held, affine, block_diagonal, statistics, wide
+
+_FOR_TPU = contextvars.ContextVar("for_tpu", default=False)
+
+
+@contextlib.contextmanager
+def for_tpu():
+    """Models built within are for a TPU, whatever machine this is."""
+    token = _FOR_TPU.set(True)
+    try:
+        yield
+    finally:
+        _FOR_TPU.reset(token)
+
+
+def on_tpu() -> bool:
+    """Whether a model built now is for a TPU."""
+    if _FOR_TPU.get() or keras.backend.backend() != "tensorflow":
+        return _FOR_TPU.get()
+    import tensorflow as tf  # not at the top: the same model runs without TensorFlow
+
+    return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
 
 
 def pairs_fit(shape: tuple) -> bool:
-    """Whether L2 of an image [b, h, w, c] shall have pairs of columns: on a TPU, of a known size."""
+    """Whether L2 of an image [b, h, w, c] is in pairs of columns: on a TPU, of a known size."""
     height, width = shape[1:3]
     return bool(height and width and height % 4 == width % 8 == 0 and on_tpu())
 
@@ -64,11 +87,11 @@ class PairConv(Held):
 
     def _conv(self, x, kernel):
         if kernel.shape[0] == 1:
-            return conv(x, block_diagonal(kernel[0, 0])[None, None])
+            return ops.conv(x, block_diagonal(kernel[0, 0])[None, None], padding="valid")
         if self.strides == 1:
             columns = [_taps(kernel, 1 + column, 2 - column) for column in range(2)]
             kernel = ops.concatenate(columns, axis=-1)
-            return conv(x, kernel, padding="same")
+            return ops.conv(x, kernel, padding="same")
         before = int(self.symmetric)
         kernel = _taps(kernel, before, 1 - before)
         x = ops.pad(x, [[0, 0], [before, 1 - before], [before, 1 - before], [0, 0]])

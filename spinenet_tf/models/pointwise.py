@@ -9,8 +9,6 @@ the diagonal of W' cov(x) W. Weights and results are those of separate layers.
 import keras
 from keras import ops
 
-from spinenet_tf.models.convolution import conv, filter_gradient
-
 
 class Held(keras.layers.Layer):
     """Holds convolutions without bias and their batch norms, of which only the weights are used."""
@@ -78,7 +76,7 @@ class PointwiseSum(Held):
         if self.columns == 2:
             kernels, offset = map(block_diagonal, kernels), ops.tile(offset, 2)
         kernel = ops.concatenate(list(kernels))[None, None]
-        y = conv(x, ops.cast(kernel, x.dtype))
+        y = ops.conv(x, ops.cast(kernel, x.dtype), padding="valid")
         return ops.cast(ops.cast(y, wide(x)) + offset, x.dtype)
 
     def get_config(self):
@@ -113,7 +111,7 @@ class PointwiseSplit(Held):
         if self.columns == 2:
             kernels = map(block_diagonal, kernels)
         kernel = ops.concatenate(list(kernels), axis=-1)[None, None]
-        y = ops.cast(conv(x, ops.cast(kernel, x.dtype)), wide(x))
+        y = ops.cast(ops.conv(x, ops.cast(kernel, x.dtype), padding="valid"), wide(x))
         moments = [None] * count
         if training and self.trainable:
             moments = statistics(y, count, self.columns, self.norms[0])
@@ -216,14 +214,18 @@ def _tensorflow_sums(x):
 
     @tf.custom_gradient
     def sums(x):
-        exact = tf.cast(x, wide(x))
+        exact, channels = tf.cast(x, wide(x)), x.shape[-1]
+        moments = tf.raw_ops.Conv2DBackpropFilter(
+            input=exact, filter_sizes=[1, 1, channels, channels], out_backprop=exact,
+            strides=[1, 1, 1, 1], padding="VALID",
+        )  # fmt: skip
 
         def gradient(upstream):
             kernel = upstream[:-1] + tf.transpose(upstream[:-1])
-            back = conv(exact, kernel[None, None]) + upstream[-1]
+            back = tf.nn.conv2d(exact, kernel[None, None], 1, "VALID") + upstream[-1]
             return tf.cast(back, x.dtype)
 
         total = tf.reduce_sum(exact, [0, 1, 2])
-        return tf.concat([filter_gradient(exact, exact)[0, 0], total[None]], 0), gradient
+        return tf.concat([moments[0, 0], total[None]], 0), gradient
 
     return sums(x)

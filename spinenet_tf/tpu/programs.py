@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from spinenet_tf.data.pipeline import Data, batch_spec
-from spinenet_tf.models.convolution import for_tpu
+from spinenet_tf.models.pairs import for_tpu
 from spinenet_tf.train.optimizer import Schedule
 from spinenet_tf.train.trainer import Run, Training
 
@@ -54,7 +54,6 @@ def lower(function: Callable, specs: list[tf.TensorSpec]) -> bytes:
       tf.errors.OpError: XLA cannot compile an operation of it.
     """
     compiled = tf.function(function, jit_compile=True, autograph=False)
-    with for_tpu():
-        module = compiled.experimental_get_compiler_ir(*specs)(stage="hlo_serialized")
+    module = compiled.experimental_get_compiler_ir(*specs)(stage="hlo_serialized")
     keras.backend.clear_session(free_memory=False)
     return module
