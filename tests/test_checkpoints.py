@@ -192,7 +192,7 @@ def test_a_whole_file_loads(whole):
     tensors, path = whole
     loaded = load.open_checkpoint(path, image_size=64)
     assert loaded.step == 7 and loaded.model.input_shape == (None, 64, 64, 3)
-    stem = loaded.model.get_layer("stem_conv").kernel
+    stem = parity.layer_of(loaded.model, "stem_conv").kernel
     np.testing.assert_array_equal(stem, tensors["spinenet/conv2d/kernel"])
     assert spinenet_tf.load_checkpoint(path).name == "retinanet_49"
 

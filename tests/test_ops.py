@@ -286,6 +286,20 @@ def test_nms_against_numpy(name, limit, score_threshold):
             assert not np.any(padding)
 
 
+@pytest.mark.parametrize(("n", "k"), [(7, 7), (100, 3), (999, 60), (161, 10), (160, 10)])
+@pytest.mark.parametrize("values", ["different", "few", "sorted"])
+def test_the_best_of_many(n, k, values):
+    scores = RNG.random((3, n)).astype("f4")
+    if values == "few":
+        scores = np.round(scores * 4) / 4
+    if values == "sorted":  # all of the best in few groups
+        scores = -np.sort(-scores)
+    found, index = (v.numpy() for v in nms.top(tf.constant(scores), k))
+    np.testing.assert_array_equal(found, -np.sort(-scores)[:, :k])
+    np.testing.assert_array_equal(np.take_along_axis(scores, index, 1), found)
+    assert all(len(set(row)) == k for row in index)
+
+
 @pytest.mark.parametrize("candidates", [64, 100, 1024])
 def test_nms_of_equal_scores(candidates):
     """Four scores only, as bfloat16 makes them equal: lower class first, then lower anchor."""

@@ -7,6 +7,7 @@ import tensorflow as tf
 from spinenet_tf.ops import boxes as box_ops
 
 CANDIDATES = 1024
+GROUP = 8
 
 
 class Detections(NamedTuple):
@@ -112,10 +113,10 @@ def _best_pairs(boxes, scores, below, size: int) -> Pairs:
     under = below[:, None, None]
     # A box with one of the best pairs is one of as many best boxes: sorts few instead of all.
     best = tf.reduce_max(tf.where(scores < under, scores, 0.0), -1)
-    rows = tf.math.top_k(best, min(size, anchors)).indices
+    _, rows = top(best, min(size, anchors))
     of_rows = tf.gather(scores, rows, batch_dims=1)
     of_rows = tf.where(of_rows < under, of_rows, 0.0)
-    values, index = tf.math.top_k(tf.reshape(of_rows, [-1, rows.shape[1] * classes]), size)
+    values, index = top(tf.reshape(of_rows, [-1, rows.shape[1] * classes]), size)
     label, anchor = index % classes, tf.gather(rows, index // classes, batch_dims=1)
     if boxes.shape.rank == 3:
         boxes = tf.gather(boxes, anchor, batch_dims=1)
@@ -124,6 +125,25 @@ def _best_pairs(boxes, scores, below, size: int) -> Pairs:
         boxes = tf.gather(boxes, anchor * classes + label, batch_dims=1)
     order = label * anchors + anchor
     return Pairs(tf.unstack(boxes, axis=-1), box_ops.area(boxes), values, label + 1, order)
+
+
+def top(values: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k best of [b, n] values, not negative, in order, and their indices: [b, k] each.
+
+    A TPU sorts all to find them. So of many, groups are sorted by their best ones: the k best
+    values lie in the k best groups. Of equal values any may come first.
+    """
+    n = values.shape[1]
+    if n <= 2 * GROUP * k:
+        return tf.math.top_k(values, k)
+    count = -(-n // GROUP)
+    groups = tf.pad(values, [[0, 0], [0, count * GROUP - n]], constant_values=-1.0)
+    groups = tf.reshape(groups, [-1, GROUP, count])  # a group is a column
+    best = tf.math.top_k(tf.reduce_max(groups, 1), k).indices
+    members = tf.gather(tf.transpose(groups, [0, 2, 1]), best, batch_dims=1)
+    found, place = tf.math.top_k(tf.reshape(members, [-1, k * GROUP]), k)
+    group = tf.gather(best, place // GROUP, batch_dims=1)
+    return found, place % GROUP * count + group
 
 
 def _pick(block: Pairs, found: Detections, iou_threshold: float) -> Detections:
