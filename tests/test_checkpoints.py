@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import gin
+import keras
 import numpy as np
 import parity
 import pytest
@@ -502,3 +503,15 @@ def test_detectors_with_91_classes_know_their_names(released_49s):
 
 def test_the_readme_has_the_table_of_releases():
     assert released.table() in (tiny.ROOT / "README.md").read_text()
+
+
+def test_a_checkpoint_of_an_earlier_version_has_places_for_keys(tmp_path):
+    image, step = keras.Input((None, None, 3)), tf.Variable(7, dtype=tf.int64)
+    x = keras.layers.Conv2D(4, 7, use_bias=False, name="stem_conv")(image)
+    model = keras.Model(image, keras.layers.BatchNormalization(name="stem_bn")(x))
+    path = tf.train.Checkpoint(model=model, step=step).save(str(tmp_path / "ckpt"))
+    weights = files.read(path)
+    assert (weights.kind, weights.step) == ("own", 7)
+    values = {v.path: v.numpy() for v in model.variables if v.dtype != "int64"}
+    assert weights.tensors.keys() == values.keys()
+    assert all(np.array_equal(weights.tensors[name], values[name]) for name in values)
