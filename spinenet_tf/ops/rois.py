@@ -147,16 +147,23 @@ def roi_align(features: dict, boxes: tf.Tensor, size: int) -> tf.Tensor:
     columns, column_weights = _taps(
         boxes[..., 1::2] / stride[..., None], tf.gather(widths, level), size
     )
-    start, width = (tf.gather(n, level)[..., None, None] for n in (starts, widths))
-    index = start + rows[..., :, None] * width + columns[..., None, :]  # [b, n, 2 size, 2 size]
     batch, channels = tf.shape(boxes)[0], maps[0].shape[-1]
+    places = sum(h * w for h, w in zip(heights, widths, strict=True))
     flat = tf.concat([tf.reshape(m, [batch, -1, channels]) for m in maps], 1)
-    corners = tf.gather(flat, index, batch_dims=1)  # [b, n, 2 size, 2 size, c]
-    weights = tf.cast(row_weights[..., :, None] * column_weights[..., None, :], corners.dtype)
-    corners = tf.reshape(
-        corners * weights[..., None], [batch, boxes.shape[1], size, 2, size, 2, channels]
-    )
-    return tf.reduce_sum(corners, [3, 5])
+    flat = tf.reshape(flat, [-1, channels])
+    start, width = (tf.gather(n, level) for n in (starts, widths))
+    start += places * tf.range(batch)[:, None]
+    cells = []
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        # Cells first and boxes last, as a TPU keeps small maps: so nothing is moved afterwards.
+        row, row_weight, column, column_weight = (
+            tf.transpose(v[..., k::2], [2, 0, 1])
+            for v, k in ((rows, i), (row_weights, i), (columns, j), (column_weights, j))
+        )
+        corner = tf.gather(flat, start + row[:, None] * width + column[None])
+        weight = tf.cast(row_weight[:, None] * column_weight[None], corner.dtype)
+        cells.append(corner * weight[..., None])
+    return tf.transpose(tf.add_n(cells), [2, 3, 0, 1, 4])
 
 
 def _taps(span: tf.Tensor, sides: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -178,14 +178,21 @@ def _trips(loop: Instruction, computation: dict, program: Program) -> int | None
         return int(known)
     condition = program.computations[loop.find(r"condition=%([^\s,]+)")]
     initial = computation.get(loop.operands[0])
-    bounds = [
-        bound
-        for one in condition.values()
-        if one.opcode in ("compare", "fusion")
-        for name in one.operands
-        if (bound := _constant(name, condition, computation, initial)) is not None
-    ]
-    return max(bounds, default=None)
+    counted, bounds = [], []
+    for one in condition.values():
+        if one.opcode in ("compare", "fusion"):
+            values = [_constant(name, condition, computation, initial) for name in one.operands]
+            bounds += [n for n in values if n is not None]
+            # Of a condition on a counter and on what is found, the counter's is the bound.
+            if one.opcode == "compare" and any(_is_carried(n, condition) for n in one.operands):
+                counted += [n for n in values if n is not None]
+    return min(counted, default=max(bounds, default=None))
+
+
+def _is_carried(name: str, condition: dict) -> bool:
+    """Whether a name in a loop's condition is an integer that an iteration hands to the next."""
+    one = condition.get(name)
+    return bool(one and one.opcode == "get-tuple-element" and one.shape.startswith("s32[]"))
 
 
 def _constant(name: str, condition: dict, outer: dict, initial: Instruction | None) -> int | None:
