@@ -71,6 +71,19 @@ def test_what_is_executed_is_summed_as_often_as_it_is():
         cost.parse("HloModule x")
 
 
+def test_a_loop_until_something_is_found_is_bounded_by_its_counter():
+    text = PROGRAM.replace(
+        "  ROOT %less = pred[] compare(%i.1, %n), direction=LT\n",
+        """  %hundred = s32[] constant(100)
+  %found = s32[] reduce(%state.1), dimensions={0}, to_apply=%min
+  %few = pred[] compare(%found, %hundred), direction=LT
+  %more = pred[] compare(%i.1, %n), direction=LT
+  ROOT %less = pred[] and(%few, %more)
+""",
+    )
+    assert cost.cost(cost.parse(text), V3).estimated == pytest.approx(1 + 0.5 + 5 * 0.1 + 0.1)
+
+
 @pytest.mark.parametrize(
     "shape, expected",
     [
@@ -136,7 +149,7 @@ def test_a_recipe_is_compiled_for_a_tpu(tmp_path, capsys):
     weights = modes.make_task().build().count_params() * 4
     for one in (train, predict):
         assert one["fits"] and one["batch"] == 2 and one["devices"] == 32
-        assert one["estimated_ms"] > one["limit_ms"] > 0 and one["layers"]["stem_conv"] > 0
+        assert one["estimated_ms"] > one["limit_ms"] > 0 and one["layers"]["stem"] > 0
         assert (tmp_path / f"{one['program']}.txt").exists()
     canvases = 2 * 64 * 64 * 3
     assert train["memory"]["argument"] > 2 * weights * 0.95 + canvases  # with velocities
