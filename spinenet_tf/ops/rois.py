@@ -160,7 +160,8 @@ def roi_align(features: dict, boxes: tf.Tensor, size: int) -> tf.Tensor:
             tf.transpose(v[..., k::2], [2, 0, 1])
             for v, k in ((rows, i), (row_weights, i), (columns, j), (column_weights, j))
         )
-        corner = tf.gather(flat, start + row[:, None] * width + column[None])
+        place = start + row[:, None] * width + column[None]
+        corner = tf.gather_nd(flat, place[..., None])  # whose gradients are not concatenated
         weight = tf.cast(row_weight[:, None] * column_weight[None], corner.dtype)
         cells.append(corner * weight[..., None])
     return tf.transpose(tf.add_n(cells), [2, 3, 0, 1, 4])
