@@ -106,6 +106,17 @@ def test_convolutions_of_pairs_of_columns(kernel, strides, numerics):
     assert_equal(together, plain, maps(5, shape=(2, 6, 8)))
 
 
+@pytest.mark.parametrize("shape", [(64, 128, 3), (104, 72, 3), (132, 64, 3)])
+def test_a_network_for_a_tpu_has_the_shapes_of_the_plain_one(shape):
+    with for_tpu():
+        model = SpineNet("49", width=0.125, endpoints=8, input_shape=shape)
+    in_pairs = any(isinstance(layer, PairConv) for layer in model.layers)
+    assert in_pairs == (shape[0] % 8 == 0)  # an L2 of an odd number of rows has none
+    for level, features in model(np.zeros((1, *shape), "f4")).items():
+        sides = [-(-side // 2 ** int(level[1])) for side in shape[:2]]
+        assert features.shape == (1, *sides, 8)
+
+
 @pytest.mark.parametrize(
     "make",
     [

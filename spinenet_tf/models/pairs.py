@@ -39,7 +39,7 @@ def on_tpu() -> bool:
 def pairs_fit(shape: tuple) -> bool:
     """Whether L2 of an image [b, h, w, c] is in pairs of columns: on a TPU, of a known size."""
     height, width = shape[1:3]
-    return bool(height and width and height % 4 == width % 8 == 0 and on_tpu())
+    return bool(height and width and height % 8 == width % 8 == 0 and on_tpu())
 
 
 def unpair(x):
