@@ -36,8 +36,7 @@ def _sum(self, inputs, filters, names, name, columns=1):
 
 
 def _split(self, x, filters, names, name, columns=1):
-    parts = _sum.__get__(self)
-    return [self.act(parts([x], filters, [one], one)) for one in names]
+    return [self.act(_sum(self, [x], filters, [one], one)) for one in names]
 
 
 def _stem(self, image, filters, pairs):

@@ -73,7 +73,7 @@ def box_targets(
     """Regression targets of k anchors at each place.
 
     Args:
-      boxes: [b, n, 4]. index: [b, ..., k] int32, which box an anchor is for; n < 2**14.
+      boxes: [b, n, 4]. index: [b, ..., k] int32, which box an anchor is for; below 65536.
       anchors: [..., k, 4].
 
     Returns:
