@@ -23,9 +23,9 @@ REPORT = flags.DEFINE_string("report", str(ROOT / "docs/tpu_report"), "Path with
 
 HEAD = """# Recipes compiled for TPUs
 
-libtpu 0.0.52's estimates for one replica, whose sums with others are not in them. More rows are
-made by `scripts/tpu_report.py`. They are no run times. "limit" is what the multiply-adds take at the chip's peak. Only
-what is in the table was compiled.
+libtpu 0.0.52's estimates for one replica, whose sums with others are not in them.
+They are no run times. "limit" is what the multiply-adds take at the chip's peak. Only what is in
+the table was compiled. `scripts/tpu_report.py` adds to it.
 
 | recipe | slice | images a device | program | fits | HBM, GiB | ms | limit, ms | compiled |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
