@@ -186,3 +186,16 @@ def _taps(span: tf.Tensor, sides: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.T
     weights = tf.stack([1.0 - (at - low), at - low], -1)
     shape = [tf.shape(span)[0], span.shape[1], 2 * size]
     return tf.cast(tf.reshape(places, shape), tf.int32), tf.reshape(weights, shape)
+
+
+def of_class(values: tf.Tensor, classes: tf.Tensor, axis: int) -> tf.Tensor:
+    """Picks one class along the `axis` of classes: [b, n, classes, 4], [b, n, 1] -> [b, n, 4].
+
+    A sum, since the gradient of a gather is a scatter, which is slow on a TPU.
+
+    Args:
+      values: float, with an axis of classes.
+      classes: integers of the shape of the result, or of one that broadcasts to it.
+    """
+    its_own = tf.one_hot(classes, values.shape[axis], True, False, axis)
+    return tf.reduce_sum(tf.where(its_own, values, 0.0), axis)

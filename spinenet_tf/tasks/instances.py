@@ -223,7 +223,7 @@ class InstanceSegmentation:
         """Softmax cross entropy of all regions, Huber loss (delta 1) of those on objects."""
         logits, outputs = self._box_head(model, features, regions.boxes, training)
         cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(regions.classes, logits)
-        outputs = tf.gather(outputs, regions.classes, batch_dims=2)
+        outputs = rois.of_class(outputs, regions.classes[..., None], 2)
         matched = tf.gather(boxes, regions.object, batch_dims=1)
         positive = regions.classes > 0
         targets = self._box_targets(matched, regions.boxes, positive) * BOX_SCALES
@@ -332,9 +332,7 @@ class InstanceSegmentation:
         """[b, k, 28, 28] mask logits of [b, k] classes in [b, k, 4] boxes."""
         cells = rois.roi_align(features, boxes, MASK_CELLS)
         logits = _by_region(model.get_layer("mask_head"), cells, training)
-        # A sum over the classes, since the gradient of a gather is a scatter, slow on a TPU.
-        its_own = tf.one_hot(tf.reshape(classes, [-1]), self.num_classes, True, False)
-        of_class = tf.reduce_sum(tf.where(its_own[:, None, None], logits, 0.0), -1)
+        of_class = rois.of_class(logits, tf.reshape(classes, [-1, 1, 1]), -1)
         return tf.reshape(of_class, [tf.shape(boxes)[0], boxes.shape[1], MASK_SIZE, MASK_SIZE])
 
 

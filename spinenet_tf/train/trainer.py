@@ -16,6 +16,7 @@ from spinenet_tf.data.check import named_errors
 from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
 from spinenet_tf.data.report import Report
 from spinenet_tf.models.keras_layers import training_progress
+from spinenet_tf.train.gradients import gradient
 from spinenet_tf.train.optimizer import Momentum, Schedule
 from spinenet_tf.train.progress import NoticeSigterm, Progress
 
@@ -229,8 +230,7 @@ class Run:
         progress = tf.cast(self.step, tf.float32) / total_steps
         with tf.GradientTape() as tape, training_progress(progress):
             total, logs = self.task.loss(self.model, batch, training=True)
-        variables = [v.value for v in self.model.trainable_variables]
-        gradients = tape.gradient(total, variables)
+        gradients = gradient(tape, total, self.model)
         replica = tf.distribute.get_replica_context()
         gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         norm = tf.linalg.global_norm(gradients)
