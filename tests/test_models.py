@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from spinenet_tf import RetinaNet, SpineNet, graphs, specs
 from spinenet_tf.models.count import count
-from spinenet_tf.models.keras_layers import ImageConv, StochasticDepth
+from spinenet_tf.models.keras_layers import ImageConv, MapDense, StochasticDepth
 
 NODES = graphs.wire(graphs.SPINENET_49)
 RNG = np.random.default_rng(0)
@@ -269,3 +269,14 @@ def test_image_conv_is_a_padded_strided_convolution(kernel, shape):
     assert layer.compute_output_shape(image.shape) == actual.shape
     dynamic = tf.function(layer, input_signature=[tf.TensorSpec([None] * 3 + [3])])
     np.testing.assert_allclose(dynamic(image), expected, atol=1e-5)
+
+
+def test_map_dense_is_flatten_and_dense():
+    maps = keras.random.normal((3, 5, 4, 6), seed=0)
+    layer = MapDense(7, bias_initializer="normal")
+    actual = layer(maps)
+    expected = tf.reshape(maps, [3, -1]) @ layer.kernel.value + layer.bias.value
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert layer.kernel.shape == (120, 7) and layer.compute_output_shape(maps.shape) == (3, 7)
+    with pytest.raises(ValueError, match="incompatible"):
+        layer(maps[:, 1:])

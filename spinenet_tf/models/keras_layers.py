@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import math
 
 import keras
 from keras import ops
@@ -34,6 +35,27 @@ def _cells(image):
     return ops.concatenate(
         [image[:, y:bottom:2, x:right:2] for y in range(2) for x in range(2)], axis=-1
     )
+
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+class MapDense(keras.layers.Dense):
+    """A dense layer on flattened maps [b, h, w, c] of a static size.
+
+    Computed as a convolution with a kernel as large as the map, since a TPU moves a map to flatten
+    it. Weights and result are those of `Flatten` and `Dense`.
+    """
+
+    def build(self, input_shape):
+        super().build((None, math.prod(input_shape[1:])))
+        self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
+
+    def call(self, x):
+        kernel = ops.reshape(self.kernel, [*x.shape[1:], self.units])
+        x = ops.reshape(ops.conv(x, kernel, padding="valid"), [-1, self.units])
+        return self.activation(x + self.bias if self.use_bias else x)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.units)
 
 
 _PROGRESS = contextvars.ContextVar("progress", default=1.0)

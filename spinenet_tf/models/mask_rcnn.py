@@ -5,6 +5,7 @@ import keras
 
 from spinenet_tf import specs
 from spinenet_tf.models.backbones import backbone_of
+from spinenet_tf.models.keras_layers import MapDense
 from spinenet_tf.models.layers import Style, float32
 
 BOX_CELLS, MASK_CELLS = 7, 14  # sides of the regions' features
@@ -99,13 +100,13 @@ def box_head(channels: int, num_classes: int, head: specs.RegionHead, style: Sty
     """[n, 7, 7, c] -> {'class': [n, num_classes] logits, 'box': [n, num_classes * 4]}, float32."""
     rois = keras.Input((BOX_CELLS, BOX_CELLS, channels))
     convs = head.convs if head.box_convs is None else head.box_convs
-    x = keras.layers.Flatten()(_tower(rois, convs, head, style, "box_head"))
+    x = _tower(rois, convs, head, style, "box_head")
     uniform = keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
     for name in ("box_head_fc", *(f"box_head_fc{i}" for i in range(2, head.fcs + 1))):
-        x = _activate(_dense(style, head.fc, uniform, name)(x), head, style, name)
+        x = _activate(_dense(x, style, head.fc, uniform, name), head, style, name)
     normal = keras.initializers.RandomNormal
-    classes = _dense(style, num_classes, normal(stddev=0.01), "box_head_class")(x)
-    boxes = _dense(style, num_classes * 4, normal(stddev=0.001), "box_head_box")(x)
+    classes = _dense(x, style, num_classes, normal(stddev=0.01), "box_head_class")
+    boxes = _dense(x, style, num_classes * 4, normal(stddev=0.001), "box_head_box")
     outputs = {"class": float32(classes), "box": float32(boxes)}
     return keras.Model(rois, outputs, name="box_head")
 
@@ -144,9 +145,10 @@ def _conv(style: Style, filters: int, kernel: int, stddev: float, name: str):
     )
 
 
-def _dense(style: Style, units: int, initializer, name: str) -> keras.layers.Dense:
-    return keras.layers.Dense(
-        units, kernel_initializer=initializer, kernel_regularizer=style.decay(), name=name
+def _dense(x, style: Style, units: int, initializer, name: str):
+    kind = MapDense if len(x.shape) == 4 else keras.layers.Dense
+    return kind(units, kernel_initializer=initializer, kernel_regularizer=style.decay(), name=name)(
+        x
     )
 
 
