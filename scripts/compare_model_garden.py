@@ -46,7 +46,7 @@ def _child(whose: str) -> None:
 
     Or, for a TPU, writes the program to the file that the line names besides.
     """
-    from spinenet_tf.models.pairs import for_tpu
+    from spinenet_tf.models.device import for_tpu
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not mix with the answers

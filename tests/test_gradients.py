@@ -22,12 +22,9 @@ def both(model, images):
 
 
 def test_a_bias_before_norm_has_no_gradient_and_all_others_the_tapes():
-    keras.config.set_floatx("float64")
-    try:
-        model = RetinaNet("49S", num_classes=3, convs=1, filters=8, input_shape=(128, 128, 3))
-        found = both(model, keras.random.normal((2, 128, 128, 3), seed=1, dtype="float64"))
-    finally:
-        keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float64")
+    model = RetinaNet("49S", num_classes=3, convs=1, filters=8, input_shape=(128, 128, 3))
+    found = both(model, keras.random.normal((2, 128, 128, 3), seed=1, dtype="float64"))
     hidden = {path for path, (ours, _) in found.items() if not np.any(ours)}
     assert hidden == {"class_0/bias", "box_0/bias"}
     largest = max(np.abs(whole).max() for _, whole in found.values())

@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 
 from spinenet_tf import SpineNet
+from spinenet_tf.models.device import for_tpu
 from spinenet_tf.models.layers import Style, max_pool
-from spinenet_tf.models.pairs import PairConv, for_tpu, pair, pairs_fit, unpair
+from spinenet_tf.models.pairs import PairConv, pair, pairs_fit, unpair
 from spinenet_tf.models.resnet import ResNet
 
 RNG = np.random.default_rng(3)

@@ -14,6 +14,7 @@ from spinenet_tf.models.keras_layers import (
     StochasticDepth,
     Upsample,
 )
+from spinenet_tf.models.norm import BatchNorm
 from spinenet_tf.models.pairs import PairConv, pair
 from spinenet_tf.models.pointwise import PointwiseSplit, PointwiseSum
 from spinenet_tf.models.stem import Stem
@@ -68,9 +69,9 @@ class Style:
         """The activation."""
         return keras.layers.Activation(self.activation, name=name)(x)
 
-    def norm_layer(self, name: str) -> keras.layers.BatchNormalization:
+    def norm_layer(self, name: str) -> BatchNorm:
         """Batch normalisation over all axes but the last; the caller applies it."""
-        return keras.layers.BatchNormalization(
+        return BatchNorm(
             momentum=self.momentum,
             epsilon=self.epsilon,
             synchronized=self.synchronized,

@@ -6,34 +6,12 @@ which is free there, as a kernel of 64 channels would be padded with zeros anywa
 not, so that other devices do not have pairs. The weights are the same.
 """
 
-import contextlib
-import contextvars
-
 import keras
 from keras import ops
 
-from spinenet_tf.models.pointwise import Held, affine, block_diagonal, statistics, wide
-
-_FOR_TPU = contextvars.ContextVar("for_tpu", default=False)
-
-
-@contextlib.contextmanager
-def for_tpu():
-    """Models built within are for a TPU, whatever machine this is."""
-    token = _FOR_TPU.set(True)
-    try:
-        yield
-    finally:
-        _FOR_TPU.reset(token)
-
-
-def on_tpu() -> bool:
-    """Whether a model built now is for a TPU."""
-    if _FOR_TPU.get() or keras.backend.backend() != "tensorflow":
-        return _FOR_TPU.get()
-    import tensorflow as tf  # not at the top: the same model runs without TensorFlow
-
-    return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+from spinenet_tf.models.device import on_tpu
+from spinenet_tf.models.norm import normalized
+from spinenet_tf.models.pointwise import Held, block_diagonal
 
 
 def pairs_fit(shape: tuple) -> bool:
@@ -78,12 +56,9 @@ class PairConv(Held):
 
     def call(self, x, training=False):
         x = ops.cast(x, self.compute_dtype)
-        kernel, norm = ops.convert_to_tensor(self.convs[0].kernel), self.norms[0]
-        y = ops.cast(self._conv(x, ops.cast(kernel, x.dtype)), wide(x))
-        columns = 2 // self.strides
-        moments = statistics(y, 1, columns, norm) if training and self.trainable else None
-        scale, offset = (ops.tile(part, columns) for part in affine(norm, moments and moments[0]))
-        return ops.cast(y * scale + offset, x.dtype)
+        kernel = ops.cast(ops.convert_to_tensor(self.convs[0].kernel), x.dtype)
+        y, training = self._conv(x, kernel), training and self.trainable
+        return normalized(y, self.norms, 2 // self.strides, training)
 
     def _conv(self, x, kernel):
         if kernel.shape[0] == 1:

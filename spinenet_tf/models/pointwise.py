@@ -9,6 +9,8 @@ the diagonal of W' cov(x) W. Weights and results are those of separate layers.
 import keras
 from keras import ops
 
+from spinenet_tf.models.norm import affine, normalized, over_replicas, wide
+
 
 class Held(keras.layers.Layer):
     """Holds convolutions without bias and their batch norms, of which only the weights are used."""
@@ -106,19 +108,15 @@ class PointwiseSplit(Held):
         return [(*shape[:-1], layer.filters * self.columns) for layer in self.convs]
 
     def call(self, x, training=False):
-        x, count = ops.cast(x, self.compute_dtype), len(self.convs)
+        x = ops.cast(x, self.compute_dtype)
         kernels = [ops.convert_to_tensor(layer.kernel)[0, 0] for layer in self.convs]
         if self.columns == 2:
             kernels = map(block_diagonal, kernels)
         kernel = ops.concatenate(list(kernels), axis=-1)[None, None]
-        y = ops.cast(ops.conv(x, ops.cast(kernel, x.dtype), padding="valid"), wide(x))
-        moments = [None] * count
-        if training and self.trainable:
-            moments = statistics(y, count, self.columns, self.norms[0])
-        pairs = zip(*map(affine, self.norms, moments), strict=True)
-        scale, offset = (_lanes(part, self.columns) for part in pairs)
-        y = keras.activations.get(self.activation)(ops.cast(y * scale + offset, x.dtype))
-        return ops.split(y, count, axis=-1)
+        y = ops.conv(x, ops.cast(kernel, x.dtype), padding="valid")
+        y = normalized(y, self.norms, self.columns, training and self.trainable)
+        y = keras.activations.get(self.activation)(y)
+        return ops.split(y, len(self.convs), axis=-1)
 
     def get_config(self):
         return super().get_config() | {"activation": self.activation, "columns": self.columns}
@@ -131,23 +129,6 @@ def block_diagonal(kernel):
     return ops.concatenate(rows)
 
 
-def _lanes(parts, columns: int):
-    """Numbers [d] of each of several convolutions, for all columns: [n * columns * d]."""
-    return ops.concatenate([ops.tile(part, columns) for part in parts])
-
-
-def statistics(y, groups: int, columns: int, norm) -> list:
-    """Means and variances [d] over all places and replicas of [b, h, w, groups * columns * d]."""
-    sums = ops.stack([ops.sum(y, (0, 1, 2)), ops.sum(y * y, (0, 1, 2))])
-    sums = ops.sum(ops.reshape(sums, [2, groups, columns, -1]), axis=2)
-    count = ops.cast(ops.prod(ops.shape(y)[:-1]) * columns, sums.dtype)
-    if norm.synchronized:
-        sums, count = over_replicas(sums), over_replicas(count)
-    mean, square = sums[0] / count, sums[1] / count
-    variance = ops.maximum(square - mean * mean, 0.0)
-    return [(mean[i], variance[i]) for i in range(groups)]
-
-
 def _of_columns(mean, moment, columns: int):
     """Mean [c] and second moments [c, c] of one column from those of `columns` side by side."""
     if columns == 1:
@@ -156,24 +137,6 @@ def _of_columns(mean, moment, columns: int):
     first, second = slice(None, half), slice(half, None)
     moments = (moment[first, first] + moment[second, second]) / 2
     return (mean[first] + mean[second]) / 2, moments
-
-
-def affine(norm: keras.layers.BatchNormalization, moments):
-    """The scale and the offset [c] of a batch norm, by its averages or by a batch's mean, variance.
-
-    The latter move the averages.
-    """
-    mean, variance = moments or (norm.moving_mean, norm.moving_variance)
-    if moments:
-        for average, new in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
-            average.assign(average * norm.momentum + new * (1.0 - norm.momentum))
-    scale = norm.gamma * ops.rsqrt(variance + norm.epsilon)
-    return scale, norm.beta - mean * scale
-
-
-def wide(x) -> str:
-    """The dtype of statistics of x: float32 at least."""
-    return keras.backend.result_type(x.dtype, "float32")
 
 
 def _through(kernel, mean, moment):
@@ -190,14 +153,6 @@ def _moments(x, synchronized: bool):
     if synchronized:
         sums, count = over_replicas(sums), over_replicas(count)
     return sums[-1] / count, sums[:-1] / count
-
-
-def over_replicas(value):
-    """The sum over the replicas of a strategy."""
-    import tensorflow as tf  # not at the top: the same model runs without TensorFlow
-
-    context = tf.distribute.get_replica_context()
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value) if context else value
 
 
 def _sums(x):

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from spinenet_tf.models.pointwise import Held, affine, statistics, wide
+from spinenet_tf.models.norm import normalized
+from spinenet_tf.models.pointwise import Held
 
 COLUMNS = 4  # side by side; the outer ones of every two first, for the pool
 ORDER = (0, 2, 1, 3)
@@ -42,13 +43,11 @@ class Stem(Held):
         return (shape[0], height, width, filters)
 
     def call(self, image, training=False):
-        image, norm = ops.cast(image, self.compute_dtype), self.norms[0]
+        image, training = ops.cast(image, self.compute_dtype), training and self.trainable
         kernel = ops.cast(ops.convert_to_tensor(self.convs[0].kernel), image.dtype)
         y = (self._packed_conv if self.pairs else self._conv)(image, kernel)
-        y, columns = ops.cast(y, wide(image)), COLUMNS if self.pairs else 1
-        moments = statistics(y, 1, columns, norm) if training and self.trainable else None
-        scale, offset = (ops.tile(part, columns) for part in affine(norm, moments and moments[0]))
-        y = keras.activations.get(self.activation)(ops.cast(y * scale + offset, image.dtype))
+        y = normalized(y, self.norms, COLUMNS if self.pairs else 1, training)
+        y = keras.activations.get(self.activation)(y)
         if not self.pairs:
             return ops.max_pool(y, 3, 2, **POOL)
         return _pool_columns(ops.max_pool(y, (3, 1), (2, 1), **POOL))

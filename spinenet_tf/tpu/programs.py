@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from spinenet_tf.data.pipeline import Data, batch_spec
-from spinenet_tf.models.pairs import for_tpu
+from spinenet_tf.models.device import for_tpu
 from spinenet_tf.train.optimizer import Schedule
 from spinenet_tf.train.trainer import Run, Training
 
