@@ -8,6 +8,8 @@ import gin
 import keras
 
 from spinenet_tf.graphs import EXPANSION
+from spinenet_tf.models.device import on_tpu
+from spinenet_tf.models.halving import HalvingConv
 from spinenet_tf.models.keras_layers import (
     DropBlock,
     ImageConv,
@@ -116,9 +118,19 @@ class Style:
             convs, norms = self._held([channels], filters, kernel, [name])
             x = PairConv(convs, norms, strides, self.numerics == "official", name=name)(x)
         else:
-            make = functools.partial(self.plain_conv, filters, kernel, kind, name=f"{name}_conv")
-            x = self.norm(self.strided(make, x, kernel, strides, name), f"{name}_bn")
+            x = self._convolved(x, filters, kernel, strides, name, kind)
+            x = self.norm(x, f"{name}_bn")
         return self.act(x, f"{name}_act") if act else x
+
+    def _convolved(self, x, filters: int, kernel: int, strides: int, name: str, kind):
+        plain = kind is keras.layers.Conv2D and None not in x.shape[1:3]
+        if plain and on_tpu() and (kernel, strides) == (3, 2):
+            return HalvingConv(
+                filters, self.numerics == "official", kernel_regularizer=self.decay(),
+                kernel_initializer=keras.initializers.VarianceScaling(), name=f"{name}_conv",
+            )(x)  # fmt: skip
+        make = functools.partial(self.plain_conv, filters, kernel, kind, name=f"{name}_conv")
+        return self.strided(make, x, kernel, strides, name)
 
     def plain_conv(self, filters: int, kernel: int, kind=keras.layers.Conv2D, **kwargs):
         """A convolution layer without bias, as batch norm follows; the caller applies it."""

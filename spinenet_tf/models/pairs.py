@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from spinenet_tf.models.device import on_tpu
+from spinenet_tf.models.halving import halve
 from spinenet_tf.models.norm import normalized
 from spinenet_tf.models.pointwise import Held, block_diagonal
 
@@ -68,8 +69,7 @@ class PairConv(Held):
             kernel = ops.concatenate(columns, axis=-1)
             return ops.conv(x, kernel, padding="same")
         before = int(self.symmetric)
-        strided = _strided if keras.backend.backend() != "tensorflow" else _tensorflow_strided
-        return strided(x, _taps(kernel, before, 1 - before), before)
+        return halve(x, _taps(kernel, before, 1 - before), (before, before))
 
     def get_config(self):
         return super().get_config() | {"strides": self.strides, "symmetric": self.symmetric}
@@ -80,49 +80,3 @@ def _taps(kernel, before: int, after: int):
     kernel = ops.pad(kernel, [[0, 0], [before, after], [0, 0], [0, 0]])
     rows, columns, channels, filters = kernel.shape
     return ops.reshape(kernel, [rows, columns // 2, 2 * channels, filters])
-
-
-def _strided(x, kernel, before: int):
-    """Every second row of a convolution that is padded by 1, `before` the map or after it."""
-    x = ops.pad(x, [[0, 0], [before, 1 - before], [before, 1 - before], [0, 0]])
-    return ops.conv(x, kernel, (2, 1), "valid")
-
-
-def _tensorflow_strided(x, kernel, before: int):
-    """The same with a written gradient: even and odd rows side by side fill a TPU's lanes.
-
-    The derived one, a convolution of rows with zeros between them, takes twice as long.
-    """
-    import tensorflow as tf
-
-    @tf.custom_gradient
-    def strided(x, kernel):
-        def gradient(upstream):
-            padding = [[0, 0], [1 - before, before], [1 - before, before], [0, 0]]
-            both = tf.nn.conv2d(
-                tf.pad(upstream, padding), _of_both_rows(kernel, before), 1, "VALID"
-            )
-            rows, columns, channels = both.shape[1:]
-            both = tf.reshape(both, [-1, rows, columns, 2, channels // 2])
-            back = tf.reshape(tf.transpose(both, [0, 1, 3, 2, 4]), [-1, *x.shape[1:]])
-            padding = [[0, 0], [before, 1 - before], [before, 1 - before], [0, 0]]
-            return back, tf.raw_ops.Conv2DBackpropFilter(
-                input=tf.pad(x, padding), filter_sizes=kernel.shape, out_backprop=upstream,
-                strides=[1, 2, 1, 1], padding="VALID",
-            )  # fmt: skip
-
-        return _strided(x, kernel, before), gradient
-
-    return strided(x, kernel)
-
-
-def _of_both_rows(kernel, before: int):
-    """The kernel by which `_strided` passes a gradient back: [3, 2, c, d] -> [2, 2, d, 2 c].
-
-    Row 2 i + p of its input meets tap p + before - 2 k of output row i + k.
-    """
-    kernel = ops.pad(kernel, [[before, 1 - before], [0, 0], [0, 0], [0, 0]])
-    _, columns, channels, filters = kernel.shape
-    kernel = ops.reshape(kernel, [2, 2, columns, channels, filters])[::-1, :, ::-1]
-    kernel = ops.transpose(kernel, [0, 2, 4, 1, 3])
-    return ops.reshape(kernel, [2, columns, filters, 2 * channels])
