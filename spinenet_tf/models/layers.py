@@ -15,6 +15,7 @@ from spinenet_tf.models.keras_layers import (
     ImageConv,
     StochasticDepth,
     Upsample,
+    WeightDecay,
 )
 from spinenet_tf.models.norm import BatchNorm
 from spinenet_tf.models.pairs import PairConv, pair
@@ -86,7 +87,7 @@ class Style:
 
     def decay(self) -> keras.regularizers.Regularizer | None:
         """The regularizer of a kernel."""
-        return keras.regularizers.L2(self.weight_decay / 2) if self.weight_decay else None
+        return WeightDecay(self.weight_decay / 2) if self.weight_decay else None
 
     def conv_layer(self, filters: int, kernel: int, kind=keras.layers.Conv2D, **kwargs):
         """A convolution layer with this style's weight decay; the caller applies it."""

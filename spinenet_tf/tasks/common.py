@@ -61,7 +61,8 @@ def over_replicas(value: tf.Tensor) -> tf.Tensor:
 
 def weight_decay(model: keras.Model) -> tf.Tensor:
     """One replica's share of the model's regularisation loss."""
-    decay = tf.cast(tf.add_n(model.losses), tf.float32) if model.losses else tf.constant(0.0)
+    losses = model.losses  # computed anew by every look
+    decay = tf.cast(tf.add_n(losses), tf.float32) if losses else tf.constant(0.0)
     return decay / tf.distribute.get_replica_context().num_replicas_in_sync
 
 

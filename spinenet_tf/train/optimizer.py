@@ -79,5 +79,7 @@ class Momentum(tf.Module):
         )
 
     def _update(self, variable, velocity, gradient, rate):
-        velocity.assign(self._momentum * velocity + gradient)
-        variable.assign_sub(rate * velocity)
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle, accum=velocity.handle, lr=tf.cast(rate, variable.dtype),
+            grad=gradient, momentum=tf.cast(self._momentum, variable.dtype),
+        )  # fmt: skip
