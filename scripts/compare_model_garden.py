@@ -111,15 +111,18 @@ def estimate() -> dict:
     _, chip, _ = chips.find(TPU.value)
     figures = {whose: {} for whose in MAKERS}
     with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(FOLDER.value or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         for whose in MAKERS:
             child = in_turn.start(__file__, whose, GIVEN)
-            for program in PROGRAMS.value:
-                path = Path(FOLDER.value or temporary) / f"{whose}_{program}"
+            paths = {program: folder / f"{whose}_{program}" for program in PROGRAMS.value}
+            for program, path in paths.items():
                 in_turn.ask(child, f"{program} {path}.hlo")
+            child.kill()  # a compilation needs its memory
+            for program, path in paths.items():
                 hlo = path.with_suffix(".hlo").read_bytes()
                 figures[whose][program] = report.rounded(report.compile_program(hlo, chip, path))
                 print(f"{whose} {program}: compiled", file=sys.stderr, flush=True)
-            child.kill()
     return figures
 
 

@@ -253,3 +253,10 @@ def test_nms_with_a_box_for_each_class(suppress):
         for i, (score, label, box) in enumerate(kept):
             assert (float(found.scores[b, i]), int(found.classes[b, i])) == (score, label)
             np.testing.assert_allclose(found.boxes[b, i], box)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 4), (3, 4, 6, 1)])
+def test_values_of_a_class_are_gathered(shape):
+    values, classes = RNG.normal(size=shape).astype("f4"), RNG.integers(0, shape[2], shape[:2])
+    found = rois.of_class(tf.constant(values), tf.constant(classes[..., None]), 2)
+    np.testing.assert_array_equal(found, tf.gather(values, classes, batch_dims=2))
