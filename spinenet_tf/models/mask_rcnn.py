@@ -147,9 +147,8 @@ def _conv(style: Style, filters: int, kernel: int, stddev: float, name: str):
 
 def _dense(x, style: Style, units: int, initializer, name: str):
     kind = MapDense if len(x.shape) == 4 else keras.layers.Dense
-    return kind(units, kernel_initializer=initializer, kernel_regularizer=style.decay(), name=name)(
-        x
-    )
+    settings = dict(kernel_initializer=initializer, kernel_regularizer=style.decay())
+    return kind(units, **settings, name=name)(x)
 
 
 def _he():
