@@ -120,8 +120,7 @@ def estimate() -> dict:
                 in_turn.ask(child, f"{program} {path}.hlo")
             child.kill()  # a compilation needs its memory
             for program, path in paths.items():
-                hlo = path.with_suffix(".hlo").read_bytes()
-                figures[whose][program] = report.rounded(report.compile_program(hlo, chip, path))
+                figures[whose][program] = report.rounded(report.compile_program(chip, path))
                 print(f"{whose} {program}: compiled", file=sys.stderr, flush=True)
     return figures
 

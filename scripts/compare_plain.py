@@ -66,8 +66,10 @@ def main(_: list[str]) -> None:
     totals = {}
     for name, context in (("as it is", contextlib.nullcontext()), ("plain", plain_layers())):
         with context, tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "step"
             hlo = programs.train_step(task, Training(), data, Schedule(), batch)
-            figures = report.compile_program(hlo, chip, Path(folder) / "step")
+            path.with_suffix(".hlo").write_bytes(hlo)
+            figures = report.compile_program(chip, path)
         if "error" in figures:
             print(f"{name:10} does not fit: {figures['error'][:200]}", flush=True)
             continue

@@ -165,7 +165,8 @@ def test_a_program_that_does_not_fit_says_so(tmp_path):
     hlo = programs.lower(
         lambda x: tf.sort(x) + tf.reverse(x, [0]), [tf.TensorSpec([8, 2**28], tf.float32)]
     )
-    figures = report.compile_program(hlo, V3, tmp_path / "large")
+    (tmp_path / "large.hlo").write_bytes(hlo)
+    figures = report.compile_program(V3, tmp_path / "large")
     assert not figures["fits"] and "hbm" in figures["error"].lower()
     about = {"program": "train", "tpu": "v3", "batch": 8, "devices": 32}
     assert "does not fit" in report.text(about | figures)

@@ -3,12 +3,16 @@
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import gin
 
 from spinenet_tf.data.pipeline import Data
 from spinenet_tf.models.count import count
@@ -44,20 +48,32 @@ def compile_recipe(
             f"Data.batch_size={data.batch_size} does not divide by the {devices} devices of "
             f"--tpu_type={tpu_type}"
         )
-    batch, figures = data.batch_size // devices, []
-    limit = limits(task, data, batch, chip)
-    for program in PROGRAMS:
-        if program == "train":
-            hlo = programs.train_step(task, trainer, data, schedule, batch)
-        else:
-            hlo = programs.predict(task, trainer, data, batch)
-        about = {"program": program, "tpu": name, "devices": devices, "batch": batch}
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(folder or temporary) / program
-            path.parent.mkdir(parents=True, exist_ok=True)
-            compiled = compile_program(hlo, chip, path)
-        figures.append(about | compiled | {"limit_ms": limit[program]})
-    return figures
+    batch = data.batch_size // devices
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = {program: Path(folder or temporary) / program for program in PROGRAMS}
+        recipe = (gin.config_str(), task, trainer, data, schedule)
+        # Another process: a compilation needs the memory that TensorFlow keeps.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            limit = pool.submit(_lower, *recipe, batch, chip, paths).result()
+        about = {"tpu": name, "devices": devices, "batch": batch}
+        return [
+            {"program": program}
+            | about
+            | compile_program(chip, path)
+            | {"limit_ms": limit[program]}
+            for program, path in paths.items()
+        ]
+
+
+def _lower(config: str, task, trainer, data, schedule, batch: int, chip, paths: dict) -> dict:
+    """Writes the programs to `paths` and returns `limits`."""
+    gin.parse_config(config, skip_unknown=True)  # what is not imported here is not used here
+    paths["train"].parent.mkdir(parents=True, exist_ok=True)
+    train = programs.train_step(task, trainer, data, schedule, batch)
+    paths["train"].with_suffix(".hlo").write_bytes(train)
+    predict = programs.predict(task, trainer, data, batch)
+    paths["predict"].with_suffix(".hlo").write_bytes(predict)
+    return limits(task, data, batch, chip)
 
 
 def check_installed() -> None:
@@ -70,13 +86,12 @@ def check_installed() -> None:
         raise ImportError("--mode=tpu_compile needs: pip install 'spinenet_tf[tpu]'")
 
 
-def compile_program(hlo: bytes, chip: chips.Chip, path: Path) -> dict:
-    """Compiles a serialized HLO module in another process; returns memory and cost.
+def compile_program(chip: chips.Chip, path: Path) -> dict:
+    """Compiles the serialized HLO module `path`.hlo in another process; returns memory and cost.
 
     Raises:
       RuntimeError: the compiler refuses it for another reason than memory.
     """
-    path.with_suffix(".hlo").write_bytes(hlo)
     argv = [sys.executable, compiler.__file__, f"{path}.hlo", f"--topology={chip.topology}"]
     done = subprocess.run(
         [*argv, f"--output={path}"], capture_output=True, text=True, env=dict(os.environ)
