@@ -17,7 +17,6 @@ from spinenet_tf.models.keras_layers import (
     Upsample,
     WeightDecay,
 )
-from spinenet_tf.models.norm import BatchNorm
 from spinenet_tf.models.pairs import PairConv, pair
 from spinenet_tf.models.pointwise import PointwiseSplit, PointwiseSum
 from spinenet_tf.models.stem import Stem
@@ -72,9 +71,9 @@ class Style:
         """The activation."""
         return keras.layers.Activation(self.activation, name=name)(x)
 
-    def norm_layer(self, name: str) -> BatchNorm:
+    def norm_layer(self, name: str) -> keras.layers.BatchNormalization:
         """Batch normalisation over all axes but the last; the caller applies it."""
-        return BatchNorm(
+        return keras.layers.BatchNormalization(
             momentum=self.momentum,
             epsilon=self.epsilon,
             synchronized=self.synchronized,

@@ -11,7 +11,6 @@ import keras
 from spinenet_tf import specs
 from spinenet_tf.models.fpn import conv, fpn, nas_fpn
 from spinenet_tf.models.layers import Style
-from spinenet_tf.models.norm import BatchNorm
 
 # The layers that the features go into. SSDLite takes C4 expanded, from inside the block that
 # halves it, and C5 from the end (MobileNetV2 paper, section 6.2); FPN takes the blocks' outputs.
@@ -84,7 +83,6 @@ def _network(name: str, input_shape: tuple, style: Style) -> keras.Model:
         config = layer.get_config()
         if isinstance(layer, keras.layers.BatchNormalization):
             config |= {key: getattr(style, key) for key in ("momentum", "epsilon", "synchronized")}
-            return BatchNorm.from_config(config)
         if isinstance(layer, keras.layers.DepthwiseConv2D):
             config["depthwise_regularizer"] = style.decay()
         elif isinstance(layer, keras.layers.Conv2D):
