@@ -39,7 +39,7 @@ def _cells(image):
 
 @keras.saving.register_keras_serializable("spinenet_tf")
 class WeightDecay(keras.regularizers.L2):
-    """Keras' L2, half as many passes over the weights on a CPU: the gradient is one product."""
+    """Keras' L2 by TensorFlow's `l2_loss`, whose gradient is one product."""
 
     def __call__(self, x):
         if keras.backend.backend() != "tensorflow":
