@@ -14,11 +14,11 @@ class HalvingConv(keras.layers.Conv2D):
     """A 3x3 convolution of stride 2 without bias of [b, h, w, c], h and w known.
 
     Args:
-      symmetric: a map is padded by 1 on all sides; else as SAME does it.
+      symmetric: a map is padded by 1 on all sides; else as `padding`, which is 'same', does it.
     """
 
-    def __init__(self, filters: int, symmetric: bool, **kwargs):
-        super().__init__(filters, 3, strides=2, padding="same", use_bias=False, **kwargs)
+    def __init__(self, filters: int, kernel_size, symmetric: bool, **kwargs):
+        super().__init__(filters, kernel_size, **kwargs)
         self.symmetric = symmetric
 
     def call(self, x):
@@ -26,10 +26,7 @@ class HalvingConv(keras.layers.Conv2D):
         return halve(x, ops.convert_to_tensor(self.kernel), before)
 
     def get_config(self):
-        config = super().get_config()
-        for fixed in ("kernel_size", "strides", "padding", "use_bias"):
-            config.pop(fixed)
-        return config | {"symmetric": self.symmetric}
+        return super().get_config() | {"symmetric": self.symmetric}
 
 
 def halve(x, kernel, before: tuple[int, int]):

@@ -125,10 +125,9 @@ class Style:
     def _convolved(self, x, filters: int, kernel: int, strides: int, name: str, kind):
         plain = kind is keras.layers.Conv2D and None not in x.shape[1:3]
         if plain and on_tpu() and (kernel, strides) == (3, 2):
-            return HalvingConv(
-                filters, self.numerics == "official", kernel_regularizer=self.decay(),
-                kernel_initializer=keras.initializers.VarianceScaling(), name=f"{name}_conv",
-            )(x)  # fmt: skip
+            symmetric = self.numerics == "official"
+            where = dict(strides=2, padding="same", name=f"{name}_conv")
+            return self.plain_conv(filters, 3, HalvingConv, symmetric=symmetric, **where)(x)
         make = functools.partial(self.plain_conv, filters, kernel, kind, name=f"{name}_conv")
         return self.strided(make, x, kernel, strides, name)
 
