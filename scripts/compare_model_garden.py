@@ -50,7 +50,7 @@ def _child(whose: str) -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not mix with the answers
-    with for_tpu() if TPU.value else contextlib.nullcontext():
+    with for_tpu(BATCH.value) if TPU.value else contextlib.nullcontext():
         case = Case(NETWORK.value, SIZE.value, IMAGE_SIZE.value, BATCH.value, PRECISION.value)
         _answer(MAKERS[whose](case, not TPU.value), answers)
 

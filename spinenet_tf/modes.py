@@ -18,6 +18,7 @@ from spinenet_tf.export.convert import convert as convert_to
 from spinenet_tf.export.predict import expand, predict_files
 from spinenet_tf.export.saved_model import export as export_model
 from spinenet_tf.models.count import count
+from spinenet_tf.models.device import images_a_device
 from spinenet_tf.tasks.classification import Classification  # noqa: F401 - for gin
 from spinenet_tf.tasks.detection import Detection
 from spinenet_tf.tasks.instances import InstanceSegmentation  # noqa: F401 - for gin
@@ -46,7 +47,7 @@ def train(model_dir: str) -> None:
 
 def train_and_eval(model_dir: str) -> dict:
     """Trains with evaluations every `Training.eval_every` steps and at the end."""
-    run, validation = _make_run(model_dir), scoped_data("eval")
+    run, validation = _make_run(model_dir, scoped_data("train")), scoped_data("eval")
     every, figures = run.trainer.eval_every, {}
 
     def after_loop(step: int) -> None:
@@ -61,9 +62,10 @@ def train_and_eval(model_dir: str) -> dict:
 def evaluate(model_dir: str) -> dict:
     """Prints and saves the task's figures of the newest checkpoint."""
     folder.latest(model_dir)
-    run = _make_run(model_dir)
+    data = scoped_data("eval")
+    run = _make_run(model_dir, data)
     run.resume()
-    return _evaluate(run, scoped_data("eval"))
+    return _evaluate(run, data)
 
 
 def predict(model_dir: str, images: list[str], output: str) -> None:
@@ -171,14 +173,16 @@ def _profile_text(figures: dict) -> str:
     )
 
 
-def _make_run(model_dir: str) -> Run:
+def _make_run(model_dir: str, data: Data) -> Run:
     strategy, task = make_strategy(), make_task()
     folder.check_fits(model_dir, task)
-    return Run(task, Training(), model_dir, strategy)
+    with images_a_device(data.batch_size // strategy.num_replicas_in_sync):
+        return Run(task, Training(), model_dir, strategy)
 
 
 def _train(model_dir: str, run: Run | None = None, after_loop=lambda step: None) -> Run:
-    data, run = scoped_data("train"), run or _make_run(model_dir)
+    data = scoped_data("train")
+    run = run or _make_run(model_dir, data)
     _check_classes(run.task, data)
     run.resume()  # before anything is written: the checkpoint may be of another recipe
     if run.is_chief:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from spinenet_tf import SpineNet
 from spinenet_tf.models.device import for_tpu
 from spinenet_tf.models.layers import Style, max_pool
+from spinenet_tf.models.layout import PLAIN, Layout
 from spinenet_tf.models.pairs import PairConv, pair, pairs_fit, unpair
 from spinenet_tf.models.resnet import ResNet
 
@@ -90,7 +91,7 @@ def test_the_stem(shape, pairs, numerics):
     image = keras.Input((*shape, 3))
     with for_tpu():
         pairs = pairs and pairs_fit(image.shape)
-    x = style.pooled_stem(image, 6, pairs)
+    x = style.pooled_stem(image, 6, Layout(2) if pairs else PLAIN)
     together = keras.Model([image], unpair(x) if pairs else x)
     assert together.output.shape[1:] == (-(-shape[0] // 4), -(-shape[1] // 4), 6)
     plain = max_pool(style.conv_bn(image, 6, 7, 2, name="stem"), 3, 2, "pool")
@@ -101,7 +102,7 @@ def test_the_stem(shape, pairs, numerics):
 @pytest.mark.parametrize(("kernel", "strides"), [(1, 1), (3, 1), (3, 2)])
 def test_convolutions_of_pairs_of_columns(kernel, strides, numerics):
     style, image = Style(numerics=numerics, momentum=0.9), keras.Input((6, 8, 5))
-    x = style.conv_bn(pair(image), 4, kernel, strides, name="a", columns=2)
+    x = style.conv_bn(pair(image), 4, kernel, strides, name="a", layout=Layout(2))
     together = keras.Model([image], unpair(x) if strides == 1 else x)
     plain = keras.Model([image], style.conv_bn(image, 4, kernel, strides, name="a"))
     assert_equal(together, plain, maps(5, shape=(2, 6, 8)))
@@ -150,7 +151,7 @@ def test_a_network_for_a_tpu_is_the_plain_one(make):
 def test_the_gradient_of_the_stems_pool_goes_to_one_of_equals():
     style = Style()
     image = keras.Input((8, 8, 3))
-    model = keras.Model(image, unpair(style.pooled_stem(image, 2, True)))
+    model = keras.Model(image, unpair(style.pooled_stem(image, 2, Layout(2))))
     kernel = parity.layer_of(model, "stem_conv").kernel
     kernel.assign(tf.ones_like(kernel))
     x = tf.ones([1, 8, 8, 3])
@@ -184,8 +185,8 @@ def test_under_mixed_precision_a_kernel_is_scaled_before_it_is_rounded():
 
 def test_saved_and_loaded(tmp_path):
     style, image = Style(), keras.Input((16, 16, 3))
-    x = style.pooled_stem(image, 4, True)
-    x = style.conv_bn(x, 3, 3, name="a", columns=2)
+    x = style.pooled_stem(image, 4, Layout(2))
+    x = style.conv_bn(x, 3, 3, name="a", layout=Layout(2))
     parts = style.pointwise_split(x, 3, ["u", "v"], "split", 2)
     model = keras.Model(image, style.pointwise_sum(parts, 8, ["x", "y"], "sum", 2))
     parity.randomize(model)
@@ -198,7 +199,7 @@ def test_saved_and_loaded(tmp_path):
 def test_a_frozen_layer_keeps_its_averages():
     style, image = Style(), keras.Input((16, 16, 3))
     model = keras.Model(
-        image, style.pointwise_sum([style.pooled_stem(image, 4, True)], 8, ["x"], "sum")
+        image, style.pointwise_sum([style.pooled_stem(image, 4, Layout(2))], 8, ["x"], "sum")
     )
     model.trainable = False
     before = [v.numpy() for v in model.variables]

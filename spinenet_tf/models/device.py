@@ -2,20 +2,33 @@
 
 import contextlib
 import contextvars
+from collections.abc import Iterator
 
 import keras
 
 _FOR_TPU = contextvars.ContextVar("for_tpu", default=False)
+_IMAGES = contextvars.ContextVar("images", default=0)
 
 
 @contextlib.contextmanager
-def for_tpu():
-    """Models built within are for a TPU, whatever machine this is."""
+def for_tpu(images: int = 0) -> Iterator[None]:
+    """Models built within are for a TPU, whatever machine this is; see `images_a_device`."""
     token = _FOR_TPU.set(True)
+    try:
+        with images_a_device(images):
+            yield
+    finally:
+        _FOR_TPU.reset(token)
+
+
+@contextlib.contextmanager
+def images_a_device(images: int) -> Iterator[None]:
+    """Models built within will mostly see so many images at once on a device; 0: not known."""
+    token = _IMAGES.set(images)
     try:
         yield
     finally:
-        _FOR_TPU.reset(token)
+        _IMAGES.reset(token)
 
 
 def on_tpu() -> bool:
@@ -25,3 +38,8 @@ def on_tpu() -> bool:
     import tensorflow as tf  # not at the top: the same model runs without TensorFlow
 
     return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+
+
+def images_at_once() -> int:
+    """How many images a model built now will see at once on a TPU; 0: no TPU, or not known."""
+    return _IMAGES.get() if on_tpu() else 0

@@ -1,8 +1,11 @@
 """Subnets on a feature pyramid (section 4.1)."""
 
+import functools
+
 import keras
 
 from spinenet_tf.models.layers import Style
+from spinenet_tf.models.strips import around, cut, join, strips_of_pyramid
 
 
 def dense(
@@ -28,26 +31,28 @@ def dense(
       {level: [b, h, w, outputs]}, float32 under mixed precision as well.
     """
     make, spread, last = (_separable, None, 0.03) if separable else (_conv, 0.01, 1e-5)
+    strips, padding = strips_of_pyramid(features)
+    make = functools.partial(make, style, padding=padding)
     tower = [
-        make(style, filters, spread, name=f"{name}_{i}", bias_initializer="zeros")
-        for i in range(convs)
+        make(filters, spread, name=f"{name}_{i}", bias_initializer="zeros") for i in range(convs)
     ]
     predict = make(
-        style, outputs, last, name=f"{name}_predict",
-        bias_initializer=keras.initializers.Constant(bias),
-    )  # fmt: skip
+        outputs, last, name=f"{name}_predict", bias_initializer=keras.initializers.Constant(bias)
+    )
     predictions = {}
     for level, x in features.items():
+        x = cut(x, strips[level])
         for i, conv in enumerate(tower):
-            x = style.act(style.norm(conv(x), f"{name}_{i}_{level.lower()}_bn"))
-        x = predict(x)
+            x = conv(around(x, strips[level], padding))
+            x = style.act(style.norm(x, f"{name}_{i}_{level.lower()}_bn"))
+        x = join(predict(around(x, strips[level], padding)), strips[level])
         predictions[level] = keras.layers.Activation("linear", dtype="float32")(x)
     return predictions
 
 
 def _conv(style: Style, filters: int, stddev: float, **kwargs) -> keras.layers.Conv2D:
     initializer = keras.initializers.RandomNormal(stddev=stddev)
-    return style.conv_layer(filters, 3, padding="same", kernel_initializer=initializer, **kwargs)
+    return style.conv_layer(filters, 3, kernel_initializer=initializer, **kwargs)
 
 
 def _separable(style: Style, filters: int, stddev: float | None, **kwargs) -> keras.Layer:
@@ -57,4 +62,4 @@ def _separable(style: Style, filters: int, stddev: float | None, **kwargs) -> ke
         normal = stddev and keras.initializers.RandomNormal(stddev=stddev)
         parts[f"{part}_initializer"] = normal or "glorot_uniform"
         parts[f"{part}_regularizer"] = style.decay()
-    return keras.layers.SeparableConv2D(filters, 3, padding="same", **parts, **kwargs)
+    return keras.layers.SeparableConv2D(filters, 3, **parts, **kwargs)

@@ -100,24 +100,30 @@ class ReplicaSeeds(keras.random.SeedGenerator):
 
 @keras.saving.register_keras_serializable("spinenet_tf")
 class StochasticDepth(keras.layers.Layer):
-    """Drops a whole residual branch of an image, and scales the kept ones by 1 / (1 - rate)."""
+    """Drops a whole residual branch of an image, and scales the kept ones by 1 / (1 - rate).
 
-    def __init__(self, rate: float, **kwargs):
+    Args:
+      strips: that an image is cut into, see `models.strips`.
+    """
+
+    def __init__(self, rate: float, strips: int = 1, **kwargs):
         super().__init__(**kwargs)
-        self.rate = rate
+        self.rate, self.strips = rate, strips
         self.seed_generator = ReplicaSeeds()
 
     def call(self, x, training=False):
         if not training:
             return x
-        luck = keras.random.uniform((ops.shape(x)[0], 1, 1, 1), seed=self.seed_generator)
+        images = ops.shape(x)[0] // self.strips
+        luck = keras.random.uniform((images, 1, 1, 1), seed=self.seed_generator)
+        luck = ops.repeat(luck, self.strips, axis=0)
         return x * ops.cast(luck >= self.rate, x.dtype) / (1.0 - self.rate)
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
-        return super().get_config() | {"rate": self.rate}
+        return super().get_config() | {"rate": self.rate, "strips": self.strips}
 
 
 @keras.saving.register_keras_serializable("spinenet_tf")
@@ -171,25 +177,28 @@ class Upsample(keras.layers.Layer):
 
     Call arguments: [features [b, h, w, c], image [b, H, W, 3]]; returns [b, ceil(H / 2**level),
     ceil(W / 2**level), c].
+
+    Args:
+      strips: that features are cut into, and remain, see `models.strips`.
     """
 
-    def __init__(self, level: int, **kwargs):
+    def __init__(self, level: int, strips: int = 1, **kwargs):
         super().__init__(**kwargs)
-        self.level = level
+        self.level, self.strips = level, strips
 
     def call(self, inputs):
         x, image = inputs
-        for axis in (1, 2):
-            x = _nearest(x, axis, _ceil_shift(ops.shape(image)[axis], self.level))
+        for axis, parts in ((1, self.strips), (2, 1)):
+            x = _nearest(x, axis, _ceil_shift(ops.shape(image)[axis], self.level) // parts)
         return x
 
     def compute_output_shape(self, input_shape):
         x, image = input_shape
-        size = (None if n is None else _ceil_shift(n, self.level) for n in image[1:3])
-        return (x[0], *size, x[3])
+        height, width = (n and _ceil_shift(n, self.level) for n in image[1:3])
+        return (x[0], height and height // self.strips, width, x[3])
 
     def get_config(self):
-        return super().get_config() | {"level": self.level}
+        return super().get_config() | {"level": self.level, "strips": self.strips}
 
 
 def _ceil_shift(n, level: int):

@@ -17,9 +17,11 @@ from spinenet_tf.models.keras_layers import (
     Upsample,
     WeightDecay,
 )
-from spinenet_tf.models.pairs import PairConv, pair
+from spinenet_tf.models.layout import PLAIN, Layout, relay
+from spinenet_tf.models.pairs import PairConv
 from spinenet_tf.models.pointwise import PointwiseSplit, PointwiseSum
 from spinenet_tf.models.stem import Stem
+from spinenet_tf.models.strips import Halo, cut, recut
 
 ACTIVATIONS = ("relu", "swish")
 NUMERICS = ("official", "model_garden")
@@ -97,38 +99,56 @@ class Style:
         kind = ImageConv if self.numerics == "official" else keras.layers.Conv2D
         return self.conv_bn(image, filters, kernel, 2, name="stem", kind=kind)
 
-    def pooled_stem(self, image, filters: int, pairs: bool):
-        """`stem` with a 7x7 kernel, and a max-pool of stride 2; see `models.pairs`."""
+    def pooled_stem(self, image, filters: int, layout: Layout = PLAIN):
+        """`stem` with a 7x7 kernel, and a max-pool of stride 2."""
         convs, norms = self._held([image.shape[-1]], filters, 7, ["stem"])
-        symmetric = self.numerics == "official"
-        return Stem(convs, norms, self.activation, symmetric, pairs, name="stem")(image)
+        pairs, symmetric = layout.columns == 2, self.numerics == "official"
+        made = layout if pairs else PLAIN
+        stem = Stem(
+            convs, norms, self.activation, symmetric, pairs, made.strips, name="stem"
+        )  # fmt: skip
+        return relay(stem(image), made, layout)
 
     def conv_bn(
         self, x, filters: int, kernel: int = 1, strides: int = 1, *, name: str, act=True,
-        kind=keras.layers.Conv2D, columns: int = 1,
+        kind=keras.layers.Conv2D, layout: Layout = PLAIN,
     ):  # fmt: skip
         """Convolution without bias, batch norm and, if `act`, the activation.
 
-        With 2 `columns`, of a map in pairs of columns; see `models.pairs`.
+        Of a map in pairs of columns a stride of 2 makes plain columns; strips remain strips.
         """
-        channels = x.shape[-1] // columns
+        channels, padding = x.shape[-1] // layout.columns, "same"
         if kernel == strides == 1 and filters > channels:
-            x = self.pointwise_sum([x], filters, [name], name, columns)
-        elif columns == 2:
+            x = self.pointwise_sum([x], filters, [name], name, layout.columns)
+            return self.act(x, f"{name}_act") if act else x
+        if layout.strips > 1 and kernel > 1:
+            x, padding = self._halo(x, layout.strips, strides), "valid"
+        if layout.columns == 2:
             convs, norms = self._held([channels], filters, kernel, [name])
-            x = PairConv(convs, norms, strides, self.numerics == "official", name=name)(x)
+            symmetric = self.numerics == "official"
+            x = PairConv(convs, norms, strides, padding, symmetric, name=name)(x)
         else:
-            x = self._convolved(x, filters, kernel, strides, name, kind)
+            x = self._convolved(x, filters, kernel, strides, padding, name, kind)
             x = self.norm(x, f"{name}_bn")
         return self.act(x, f"{name}_act") if act else x
 
-    def _convolved(self, x, filters: int, kernel: int, strides: int, name: str, kind):
+    def _halo(self, x, strips: int, strides: int):
+        """What a 3x3 convolution sees of strips of even sizes."""
+        before = int(strides == 1 or self.numerics == "official")
+        edges = (before, int(strides == 1 or not before))
+        return Halo(strips, edges, edges)(x)
+
+    def _convolved(
+        self, x, filters: int, kernel: int, strides: int, padding: str, name: str, kind
+    ):  # fmt: skip
         plain = kind is keras.layers.Conv2D and None not in x.shape[1:3]
         if plain and on_tpu() and (kernel, strides) == (3, 2):
             symmetric = self.numerics == "official"
-            where = dict(strides=2, padding="same", name=f"{name}_conv")
+            where = dict(strides=2, padding=padding, name=f"{name}_conv")
             return self.plain_conv(filters, 3, HalvingConv, symmetric=symmetric, **where)(x)
         make = functools.partial(self.plain_conv, filters, kernel, kind, name=f"{name}_conv")
+        if padding == "valid":
+            return make(padding=padding)(x)
         return self.strided(make, x, kernel, strides, name)
 
     def plain_conv(self, filters: int, kernel: int, kind=keras.layers.Conv2D, **kwargs):
@@ -188,12 +208,12 @@ def max_pool(x, size: int, strides: int, name: str):
 
 def block(
     x, kind: str, filters: int, *, style: Style, drop_path: float, name: str, strides: int = 1,
-    project: bool = False, columns: int = 1,
+    project: bool = False, layout: Layout = PLAIN,
 ):  # fmt: skip
     """A bottleneck or residual block of [b, h, w, c] features (ResNet, post-activation).
 
     The shortcut is projected where it is strided, c is not the block's output width, or on request.
-    With 2 `columns`, of a map in pairs of columns, and not strided; see `models.pairs`.
+    A strided one is of a plain `layout`.
 
     Raises:
       ValueError: another kind of block.
@@ -202,9 +222,9 @@ def block(
         raise ValueError(f"kind={kind!r} is neither 'bottleneck' nor 'residual'")
     width = filters * EXPANSION[kind]
     shortcut = x
-    if project or strides > 1 or x.shape[-1] // columns != width:
+    if project or strides > 1 or x.shape[-1] // layout.columns != width:
         shortcut = style.conv_bn(
-            x, width, 1, strides, name=f"{name}_shortcut", act=False, columns=columns
+            x, width, 1, strides, name=f"{name}_shortcut", act=False, layout=layout
         )
         shortcut = style.dropblock(shortcut, f"{name}_shortcut_dropblock")
     plan = [(filters, 1, 1), (filters, 3, strides), (width, 1, 1)]
@@ -212,11 +232,11 @@ def block(
     for i, (channels, kernel, stride) in enumerate(plan, 1):
         last = i == len(plan)
         x = style.conv_bn(
-            x, channels, kernel, stride, name=f"{name}_{i}", act=not last, columns=columns
+            x, channels, kernel, stride, name=f"{name}_{i}", act=not last, layout=layout
         )
         x = style.dropblock(x, f"{name}_{i}_dropblock")
     if drop_path:
-        x = StochasticDepth(drop_path, name=f"{name}_drop")(x)
+        x = StochasticDepth(drop_path, layout.strips, name=f"{name}_drop")(x)
     x = keras.layers.Add(name=f"{name}_add")([x, shortcut])
     return style.act(x, f"{name}_out")
 
@@ -227,22 +247,37 @@ def fuse(edges: list, style: Style, name: str):
     return style.act(x, f"{name}_in")
 
 
-def resize(x, image, levels: tuple[int, int], columns: tuple[int, int], *, style: Style, name: str):
+def resize(
+    x, image, levels: tuple[int, int], lie: tuple[Layout, Layout], *, style: Style, name: str
+):  # fmt: skip
     """[b, h, w, c] squeezed features from `levels[0]` to `levels[1]` (section 3.2, Figure 5).
 
     Args:
       image: the network's input, whose size says how large `levels[1]` is.
-      columns: 2 where a level's maps are in pairs of columns, see `models.pairs`; else 1.
+      lie: how the maps of the two levels lie.
     """
-    source, target = levels
-    if target > source:
-        filters = x.shape[-1] // columns[0]
-        x = style.conv_bn(x, filters, 3, 2, name=f"{name}_down", columns=columns[0])
-        return _shrink(x, target - source - 1, style.numerics, name)
+    (source, target), (old, new) = levels, lie
     if target == source:
         return x
-    x = Upsample(target, name=f"{name}_up")([x, image])
-    return pair(x) if columns[1] == 2 else x
+    if target < source:
+        return _enlarge(x, image, target, old, new, name)
+    if x.shape[1] and x.shape[1] % 2 and old.strips > 1:
+        x, old = relay(x, old, PLAIN), PLAIN
+    filters = x.shape[-1] // old.columns
+    x = style.conv_bn(x, filters, 3, 2, name=f"{name}_down", layout=old)
+    octaves = target - source - 1
+    if not octaves:
+        return recut(x, old.strips, new.strips)
+    x = recut(x, old.strips, 1)
+    return cut(_shrink(x, octaves, style.numerics, name), new.strips)
+
+
+def _enlarge(x, image, target: int, old: Layout, new: Layout, name: str):
+    """Repeats the places of a level above L2, which are in no pairs, up to level `target`."""
+    strips = new.strips if x.shape[1] and x.shape[1] * old.strips % new.strips == 0 else 1
+    x = recut(x, old.strips, strips)
+    x = Upsample(target, strips, name=f"{name}_up")([x, image])
+    return relay(x, Layout(1, strips), new)
 
 
 def _shrink(x, octaves: int, numerics: str, name: str):

@@ -7,6 +7,7 @@ from spinenet_tf import specs
 from spinenet_tf.models.backbones import backbone_of
 from spinenet_tf.models.keras_layers import MapDense
 from spinenet_tf.models.layers import Style, float32
+from spinenet_tf.models.strips import around, cut, join, strips_of_pyramid
 
 BOX_CELLS, MASK_CELLS = 7, 14  # sides of the regions' features
 MASK_SIZE = 2 * MASK_CELLS  # side of a predicted mask
@@ -84,15 +85,20 @@ def region_proposals(
     backbone: keras.Model, anchors_per_place: int, head: specs.RegionHead, style: Style
 ) -> keras.Model:
     """The backbone and the region proposal network; see `MaskRCNN` for its outputs."""
-    tower = [_conv(style, head.filters, 3, 0.01, f"rpn_{i}") for i in range(head.rpn_convs)]
+    strips, padding = strips_of_pyramid(backbone.output)
+    tower = [
+        _conv(style, head.filters, 3, 0.01, f"rpn_{i}", padding) for i in range(head.rpn_convs)
+    ]
     score = _conv(style, anchors_per_place, 1, 1e-5, "rpn_score")
     box = _conv(style, anchors_per_place * 4, 1, 1e-5, "rpn_box")
     outputs = {"features": backbone.output, "score": {}, "box": {}}
     for level, x in backbone.output.items():
+        x = cut(x, strips[level])
         for i, conv in enumerate(tower):
-            x = _activate(conv(x), head, style, f"rpn_{i}_{level.lower()}")
-        outputs["score"][level] = float32(score(x))
-        outputs["box"][level] = float32(box(x))
+            x = conv(around(x, strips[level], padding))
+            x = _activate(x, head, style, f"rpn_{i}_{level.lower()}")
+        outputs["score"][level] = float32(join(score(x), strips[level]))
+        outputs["box"][level] = float32(join(box(x), strips[level]))
     return keras.Model(backbone.input, outputs, name="rpn")
 
 
@@ -138,10 +144,10 @@ def _tower(x, convs: int, head: specs.RegionHead, style: Style, name: str):
     return x
 
 
-def _conv(style: Style, filters: int, kernel: int, stddev: float, name: str):
+def _conv(style: Style, filters: int, kernel: int, stddev: float, name: str, padding="same"):
     initializer = keras.initializers.RandomNormal(stddev=stddev)
     return style.conv_layer(
-        filters, kernel, padding="same", kernel_initializer=initializer, name=name
+        filters, kernel, padding=padding, kernel_initializer=initializer, name=name
     )
 
 

@@ -10,6 +10,7 @@ import keras
 from spinenet_tf import graphs, specs
 from spinenet_tf.models import layers
 from spinenet_tf.models.layers import Style
+from spinenet_tf.models.layout import layouts
 from spinenet_tf.models.spinenet import build_nodes, pyramid
 
 # Squeeze-and-excitation, (inside, gate): neither is stated by the paper; its code fixes swish and
@@ -69,7 +70,7 @@ def SpineNetMobile(  # noqa: N802
 
     x = style.stem(image, int(specs.MOBILE_STEM_FILTERS * scaling.width), 3)
     features, nodes = build_nodes(x, 1, graph, style, stem_block, permuted_block)
-    outputs = pyramid(features, nodes, scaling.endpoints, style)
+    outputs = pyramid(features, nodes, scaling.endpoints, style, layouts(image.shape, plain=True))
     return keras.Model(image, outputs, name=f"spinenet_{size.lower()}")
 
 

@@ -41,19 +41,24 @@ class PairConv(Held):
     of 2 a plain map [b, h / 2, w / 2, filters].
 
     Args:
-      symmetric: with a stride of 2, a map is padded by 1 on all sides; else as SAME does it.
+      padding: 'same', or 'valid' if the map is padded already (`strips.Halo`).
+      symmetric: with a stride of 2, padding is by 1 on all sides; else as SAME does it.
     """
 
-    def __init__(self, convs: list, norms: list, strides: int, symmetric: bool, **kwargs):
+    def __init__(
+        self, convs: list, norms: list, strides: int, padding: str, symmetric: bool, **kwargs
+    ):
         super().__init__(convs, norms, **kwargs)
-        self.strides, self.symmetric = strides, symmetric
+        self.strides, self.padding, self.symmetric = strides, padding, symmetric
 
     def build(self, shape):
         self.build_held([(*shape[:-1], shape[-1] // 2)])
 
     def compute_output_shape(self, shape):
-        height = shape[1] and shape[1] // self.strides
-        return (shape[0], height, shape[2], self.convs[0].filters * (2 // self.strides))
+        filters = self.convs[0].filters * (2 // self.strides)
+        lost = 2 // self.strides if self.padding == "valid" else 0
+        height, width = (n and n - lost for n in shape[1:3])
+        return (shape[0], height and height // self.strides, width, filters)
 
     def call(self, x, training=False):
         x = ops.cast(x, self.compute_dtype)
@@ -67,12 +72,14 @@ class PairConv(Held):
         if self.strides == 1:
             columns = [_taps(kernel, 1 + column, 2 - column) for column in range(2)]
             kernel = ops.concatenate(columns, axis=-1)
-            return ops.conv(x, kernel, padding="same")
+            return ops.conv(x, kernel, padding=self.padding)
         before = int(self.symmetric)
-        return halve(x, _taps(kernel, before, 1 - before), (before, before))
+        kernel = _taps(kernel, before, 1 - before)
+        return halve(x, kernel, (before, before) if self.padding == "same" else None)
 
     def get_config(self):
-        return super().get_config() | {"strides": self.strides, "symmetric": self.symmetric}
+        own = {"strides": self.strides, "padding": self.padding, "symmetric": self.symmetric}
+        return super().get_config() | own
 
 
 def _taps(kernel, before: int, after: int):

@@ -8,7 +8,7 @@ import keras
 from spinenet_tf import specs
 from spinenet_tf.models import layers
 from spinenet_tf.models.layers import Style
-from spinenet_tf.models.pairs import pairs_fit, unpair
+from spinenet_tf.models.layout import PLAIN, Layout, layouts, relay
 
 DROPBLOCK_LEVELS = (4, 5)  # its authors leave the first two groups out (arXiv 1810.12890)
 
@@ -42,26 +42,31 @@ def ResNet(  # noqa: N802 - a network's name, as in keras.applications
     """
     stages = specs.row(specs.RESNETS, size)
     style, image = Style(**style), keras.Input(input_shape, name="image")
-    pairs = pairs_fit(image.shape)
-    x = style.pooled_stem(image, specs.STEM_FILTERS, pairs)
+    lie = layouts(image.shape)
+    x = style.pooled_stem(image, specs.STEM_FILTERS, lie[2])
     rates = [style.depth_rate(i, sum(stages.blocks)) for i in range(sum(stages.blocks))]
     outputs = {}
     for level, blocks in zip(specs.RESNET_WIDTHS, stages.blocks, strict=True):
-        in_pairs = pairs and level == 2
-        x = _stage(x, level, stages.kind, rates[:blocks], style, project, 1 + in_pairs)
-        x = unpair(x) if in_pairs else x
-        outputs[f"C{level}"], rates = x, rates[blocks:]
+        dropped = level in DROPBLOCK_LEVELS and style.dropblock_keep < 1
+        layout = PLAIN if dropped else lie[level]
+        x = _stage(x, level, stages.kind, rates[:blocks], style, project, layout)
+        x, rates = relay(x, layout, PLAIN), rates[blocks:]
+        outputs[f"C{level}"] = x
     return keras.Model(image, outputs, name=f"resnet_{size.lower()}")
 
 
-def _stage(x, level: int, kind: str, rates: list[float], style: Style, project: bool, columns):
-    """The blocks of a level, one a rate; the first halves the features, but for L2."""
+def _stage(
+    x, level: int, kind: str, rates: list[float], style: Style, project: bool, layout: Layout
+):  # fmt: skip
+    """The blocks of a level, one a rate; the first halves plain features, but for L2."""
     if level not in DROPBLOCK_LEVELS:
         style = dataclasses.replace(style, dropblock_keep=1.0)
     for i, rate in enumerate(rates):
+        strides = 2 if level > 2 and i == 0 else 1
+        here = layout if strides == 1 else PLAIN
         x = layers.block(
-            x, kind, specs.RESNET_WIDTHS[level], style=style, drop_path=rate,
-            strides=2 if level > 2 and i == 0 else 1, name=f"l{level}_{i}",
-            project=project and i == 0, columns=columns,
+            x, kind, specs.RESNET_WIDTHS[level], style=style, drop_path=rate, strides=strides,
+            name=f"l{level}_{i}", project=project and i == 0, layout=here,
         )  # fmt: skip
+        x = relay(x, here, layout)
     return x

@@ -1,7 +1,7 @@
 """SpineNet: one loop over the rows of its graph."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import gin
 import keras
@@ -9,7 +9,7 @@ import keras
 from spinenet_tf import graphs, specs
 from spinenet_tf.models import layers
 from spinenet_tf.models.layers import Style
-from spinenet_tf.models.pairs import pairs_fit, unpair
+from spinenet_tf.models.layout import PLAIN, Layout, layouts, relay
 
 
 @gin.configurable
@@ -49,14 +49,11 @@ def SpineNet(  # noqa: N802 - a network's name, as in keras.applications
     )
     graph = graphs.override(scaling.graph, stem, blocks)
     style, image = Style(**style), keras.Input(input_shape, name="image")
-    in_pairs = pairs_fit(image.shape) and style.dropblock_keep == 1
-    columns = {2: 2} if in_pairs else {}  # of L2's maps, which are narrow
+    lie = layouts(image.shape, plain=style.dropblock_keep < 1)
 
     def stem_block(x, node, level):
-        plain = dataclasses.replace(style, dropblock_keep=1.0)
-        strides = 2 ** (node.level - level)
-        x = unpair(x) if strides > 1 and level in columns else x
-        return _group(x, node, scaling, 0.0, plain, strides, columns)
+        without = dataclasses.replace(style, dropblock_keep=1.0)
+        return _group(x, node, scaling, 0.0, without, level, lie)
 
     squeezed = {}  # {(child, i): features of its connection from its parent i}
 
@@ -64,17 +61,13 @@ def SpineNet(  # noqa: N802 - a network's name, as in keras.applications
         for i, parent in enumerate(node.parents):
             if (node.index, i) not in squeezed:
                 x = features[parent]
-                squeezed.update(_squeeze(nodes[parent], nodes, x, scaling, style, columns))
-        x = _fuse(node, nodes, features, squeezed, image, scaling, style, columns)
-        return _group(x, node, scaling, rate, style, 1, columns)
+                squeezed.update(_squeeze(nodes[parent], nodes, x, scaling, style, lie))
+        x = _fuse(node, nodes, features, squeezed, image, scaling, style, lie)
+        return _group(x, node, scaling, rate, style, node.level, lie)
 
-    x = style.pooled_stem(image, specs.STEM_FILTERS, in_pairs)
+    x = style.pooled_stem(image, specs.STEM_FILTERS, lie[2])
     features, nodes = build_nodes(x, 2, graph, style, stem_block, permuted_block)
-    features = [
-        unpair(x) if node.is_output and node.level in columns else x
-        for x, node in zip(features, nodes, strict=True)
-    ]
-    outputs = pyramid(features, nodes, scaling.endpoints, style)
+    outputs = pyramid(features, nodes, scaling.endpoints, style, lie)
     return keras.Model(image, outputs, name=f"spinenet_{size.lower()}")
 
 
@@ -101,46 +94,58 @@ def build_nodes(
     return features, nodes
 
 
-def pyramid(features: list, nodes: Sequence[graphs.Node], endpoints: int, style: Style) -> dict:
-    """{'P3': [b, h, w, endpoints], ...}: a 1x1 convolution on every output block (section 3)."""
-    outputs = sorted((n for n in nodes if n.is_output), key=lambda n: n.level)
-    return {
-        f"P{n.level}": style.conv_bn(features[n.index], endpoints, name=f"p{n.level}")
-        for n in outputs
-    }
+def pyramid(
+    features: list, nodes: Sequence[graphs.Node], endpoints: int, style: Style,
+    lie: Mapping[int, Layout],
+) -> dict:  # fmt: skip
+    """{'P3': [b, h, w, endpoints], ...}: a 1x1 convolution on every output block (section 3).
+
+    Args:
+      lie: how the features of each level lie; what is returned is plain.
+    """
+    pyramid = {}
+    for node in sorted((n for n in nodes if n.is_output), key=lambda n: n.level):
+        level, layout = f"P{node.level}", lie[node.level]
+        x = style.conv_bn(features[node.index], endpoints, name=level.lower(), layout=layout)
+        pyramid[level] = relay(x, layout, PLAIN)
+    return pyramid
 
 
-def _squeeze(parent, nodes, x, scaling, style, columns) -> dict:
+def _squeeze(parent, nodes, x, scaling, style, lie) -> dict:
     """{(child, i): squeezed features} of all connections from a node (section 3.2, Figure 5)."""
     children = [
         (node.index, i) for node in nodes for i, p in enumerate(node.parents) if p == parent.index
     ]
     names = [f"block{child}_edge{i}_squeeze" for child, i in children]
     filters = int(specs.filters(parent.level, scaling.width) * scaling.alpha)
-    name = f"block{parent.index}_squeeze"
-    parts = style.pointwise_split(x, filters, names, name, columns.get(parent.level, 1))
+    name, columns = f"block{parent.index}_squeeze", lie[parent.level].columns
+    parts = style.pointwise_split(x, filters, names, name, columns)
     return dict(zip(children, parts, strict=True))
 
 
-def _fuse(node, nodes, features, squeezed, image, scaling, style, columns):
+def _fuse(node, nodes, features, squeezed, image, scaling, style, lie):
     """Resamples the parents of a node to it, and sums them and what it adopts."""
     filters = specs.filters(node.level, scaling.width) * graphs.EXPANSION[node.kind]
     name, edges = f"block{node.index}", []
     for i, parent in enumerate(node.parents):
         levels = (nodes[parent].level, node.level)
-        x, here = squeezed[node.index, i], tuple(columns.get(n, 1) for n in levels)
+        x, here = squeezed[node.index, i], tuple(lie[n] for n in levels)
         edges.append(layers.resize(x, image, levels, here, style=style, name=f"{name}_edge{i}"))
-    names = [f"{name}_edge{i}_expand" for i in range(len(edges))]
-    x = style.pointwise_sum(edges, filters, names, f"{name}_expand", columns.get(node.level, 1))
+    names, columns = [f"{name}_edge{i}_expand" for i in range(len(edges))], lie[node.level].columns
+    x = style.pointwise_sum(edges, filters, names, f"{name}_expand", columns)
     return layers.fuse([x, *(features[i] for i in node.adopted)], style, name)
 
 
-def _group(x, node, scaling, rate, style, strides, columns):
-    """A node's blocks in a row (Figure 6)."""
+def _group(x, node, scaling, rate, style, level, lie):
+    """A node's blocks in a row (Figure 6); the first halves x if that is of a lower `level`."""
+    layout = lie[level]
     for i in range(scaling.repeats):
+        strides = 2 ** (node.level - level)
+        if strides > 1:  # plain blocks halve
+            x, layout = relay(x, layout, PLAIN), PLAIN
         x = layers.block(
             x, node.kind, specs.filters(node.level, scaling.width), style=style, drop_path=rate,
-            strides=strides if i == 0 else 1, name=f"block{node.index}_{i}",
-            columns=columns.get(node.level, 1),
+            strides=strides, name=f"block{node.index}_{i}", layout=layout,
         )  # fmt: skip
+        x, layout, level = relay(x, layout, lie[node.level]), lie[node.level], node.level
     return x

@@ -5,6 +5,7 @@ from keras import ops
 
 from spinenet_tf.models.norm import normalized
 from spinenet_tf.models.pointwise import Held
+from spinenet_tf.models.strips import row_beside
 
 COLUMNS = 4  # side by side; the outer ones of every two first, for the pool
 ORDER = (0, 2, 1, 3)
@@ -19,18 +20,21 @@ class Stem(Held):
     of 128. So with `pairs`, four columns of the convolution lie side by side, and it sees cells of
     2 x 8 pixels. Weights and result are those of plain layers.
 
-    Call arguments: images [b, h, w, 3]; returns [b, ceil(h / 4), ceil(w / 4), filters], or in
-    pairs of columns [b, h / 4, w / 8, 2 * filters], see `models.pairs`.
+    Call arguments: images [b, h, w, 3]; returns [b, ceil(h / 4), ceil(w / 4), filters], or with
+    `pairs` [b * strips, h / 4 / strips, w / 8, 2 * filters], see `models.layout`.
 
     Args:
       symmetric: the image is padded by 3 on all sides; else as SAME does it.
+      strips: 1 without `pairs`.
     """
 
     def __init__(
-        self, convs: list, norms: list, activation: str, symmetric: bool, pairs: bool, **kwargs
-    ):
+        self, convs: list, norms: list, activation: str, symmetric: bool, pairs: bool,
+        strips: int = 1, **kwargs,
+    ):  # fmt: skip
         super().__init__(convs, norms, **kwargs)
-        self.activation, self.symmetric, self.pairs = activation, symmetric, pairs
+        self.activation, self.symmetric = activation, symmetric
+        self.pairs, self.strips = pairs, strips
 
     def build(self, shape):
         self.build_held([shape])
@@ -39,7 +43,8 @@ class Stem(Held):
         height, width = (n and -(-n // 4) for n in shape[1:3])
         filters = self.convs[0].filters
         if self.pairs:
-            return (shape[0], height, width // 2, 2 * filters)
+            batch = shape[0] and shape[0] * self.strips
+            return (batch, height // self.strips, width // 2, 2 * filters)
         return (shape[0], height, width, filters)
 
     def call(self, image, training=False):
@@ -50,7 +55,7 @@ class Stem(Held):
         y = keras.activations.get(self.activation)(y)
         if not self.pairs:
             return ops.max_pool(y, 3, 2, **POOL)
-        return _pool_columns(ops.max_pool(y, (3, 1), (2, 1), **POOL))
+        return _pool_columns(self._pool_rows(y))
 
     def _conv(self, image, kernel):
         if not self.symmetric:
@@ -67,11 +72,24 @@ class Stem(Held):
         before = 3 if self.symmetric else 2
         image = ops.pad(image, [[0, 0], [before, 6 - before], [before, 8 - before], [0, 0]])
         cells = [image[:, y::2, x::8] for y in range(2) for x in range(8)]  # a TPU transposes badly
-        return ops.conv(ops.concatenate(cells, -1), kernel, padding="valid")
+        return ops.conv(self._cut(ops.concatenate(cells, -1)), kernel, padding="valid")
+
+    def _cut(self, cells):
+        """[b, h + 3, w, c] -> [b * strips, h / strips + 3, w, c]: strips that overlap."""
+        height = (cells.shape[1] - 3) // self.strips
+        strips = [cells[:, i * height : (i + 1) * height + 3] for i in range(self.strips)]
+        return ops.reshape(ops.stack(strips, axis=1), [-1, height + 3, *cells.shape[2:]])
+
+    def _pool_rows(self, y):
+        if self.strips == 1:
+            return ops.max_pool(y, (3, 1), (2, 1), **POOL)
+        below = row_beside(y, self.strips, above=False, fill=-float("inf"))
+        y = ops.concatenate([y, below], axis=1)
+        return ops.max_pool(y, (3, 1), (2, 1), padding="valid", data_format="channels_last")
 
     def get_config(self):
         own = {"activation": self.activation, "symmetric": self.symmetric, "pairs": self.pairs}
-        return super().get_config() | own
+        return super().get_config() | own | {"strips": self.strips}
 
 
 @ops.custom_gradient

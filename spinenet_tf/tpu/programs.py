@@ -21,7 +21,7 @@ def train_step(task, trainer: Training, data: Data, schedule: Schedule, batch: i
     Returns:
       A serialized HLO module.
     """
-    with for_tpu():
+    with for_tpu(batch):
         run = Run(task, trainer, "")
 
     def step(*columns):
@@ -37,7 +37,7 @@ def train_step(task, trainer: Training, data: Data, schedule: Schedule, batch: i
 def predict(task, trainer: Training, data: Data, batch: int) -> bytes:
     """Prediction of `batch` images as in evaluation: fitted, through the model, suppressed."""
     trainer.set_up()
-    with for_tpu():
+    with for_tpu(batch):
         model = task.build()
     spec = batch_spec(data, batch, task.labels[1])
 

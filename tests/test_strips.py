@@ -1,0 +1,144 @@
+"""Maps in strips of rows give what whole maps give, with gradients."""
+
+import keras
+import numpy as np
+import parity
+import pytest
+import tensorflow as tf
+
+from spinenet_tf import RetinaNet, SpineNet
+from spinenet_tf.models.device import for_tpu, images_a_device
+from spinenet_tf.models.layers import Style
+from spinenet_tf.models.layout import PLAIN, Layout, layouts, relay
+from spinenet_tf.models.strips import Halo, Rows, cut, join, strips_of
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.mark.parametrize(
+    ("images", "height", "strips"),
+    [(1, 64, 8), (2, 64, 4), (4, 64, 2), (8, 64, 1), (3, 64, 1), (0, 64, 1), (2, 10, 1),
+     (2, None, 1), (1, 8, 8)],
+)  # fmt: skip
+def test_few_images_are_cut_into_8_strips(images, height, strips):
+    with for_tpu(images):
+        assert strips_of(height) == strips
+    with images_a_device(images):
+        assert strips_of(height) == 1  # no TPU
+
+
+def test_strips_are_of_one_image():
+    image = keras.Input((6, 2, 1))
+    parts = cut(image, 3)
+    assert parts.shape == (None, 2, 2, 1) and join(parts, 3).shape == image.shape
+    x = np.arange(24, dtype="f4").reshape(2, 6, 2, 1)
+    found = keras.Model(image, [parts, join(parts, 3)])(x)
+    np.testing.assert_array_equal(found[0], [x[i, j : j + 2] for i in (0, 1) for j in (0, 2, 4)])
+    np.testing.assert_array_equal(found[1], x)
+
+
+@pytest.mark.parametrize("columns", [(1, 1), (0, 0), (1, 0)])
+@pytest.mark.parametrize("rows", [(1, 1), (1, 0), (0, 1), (0, 0)])
+@pytest.mark.parametrize("strips", [1, 2, 3, 6])
+def test_a_halo_is_what_the_whole_map_has_there(strips, rows, columns):
+    x = RNG.normal(size=(2, 6, 3, 2)).astype("f4")
+    whole, height = np.pad(x, [(0, 0), rows, columns, (0, 0)]), 6 // strips
+    expected = [
+        image[first : first + height + sum(rows)]
+        for image in whole
+        for first in range(0, 6, height)
+    ]
+    layer = Halo(strips, rows, columns)
+    layer = Halo.from_config(layer.get_config())
+    found = layer(x.reshape(2 * strips, height, 3, 2))
+    np.testing.assert_array_equal(found, expected)
+    assert found.shape == layer.compute_output_shape((2 * strips, height, 3, 2))
+
+
+@pytest.mark.parametrize("numerics", ["official", "model_garden"])
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize(("kernel", "strides"), [(1, 1), (3, 1), (3, 2)])
+def test_a_convolution_of_strips(kernel, strides, columns, numerics):
+    keras.config.set_dtype_policy("float64")
+    style, image = Style(numerics=numerics, momentum=0.9), keras.Input((12, 8, 5))
+    layout, after = Layout(columns, 3), Layout(columns if strides == 1 else 1, 3)
+    with for_tpu(2):
+        x = relay(image, PLAIN, layout)
+        x = style.conv_bn(x, 4, kernel, strides, name="a", layout=layout)
+        ours = keras.Model(image, relay(x, after, PLAIN))
+    plain = keras.Model(image, style.conv_bn(image, 4, kernel, strides, name="a"))
+    assert ours.output.shape == plain.output.shape
+    assert_equal(ours, plain, RNG.normal(size=(2, 12, 8, 5)))
+
+
+@pytest.mark.parametrize("numerics", ["official", "model_garden"])
+@pytest.mark.parametrize(("images", "height"), [(2, 320), (1, 256), (4, 64)])
+def test_a_detector_in_strips_is_the_plain_one(images, height, numerics):
+    """Whose stochastic depth drops the same images."""
+    keras.config.set_dtype_policy("float64")
+    shape, common = (height, 64, 3), dict(numerics=numerics, activation="swish")
+
+    def make():
+        keras.utils.set_random_seed(1)
+        backbone = SpineNet(
+            "49", width=0.125, endpoints=8, input_shape=shape, stochastic_depth=0.5, **common
+        )
+        return RetinaNet("49", backbone=backbone, convs=1, filters=8, num_classes=3, **common)
+
+    with for_tpu(images):
+        ours = make()
+    plain = make()
+    kinds = [{type(layer) for layer in model.layers} for model in (ours, plain)]
+    assert {Halo, Rows} <= kinds[0] and not {Halo, Rows} & kinds[1]
+    assert_equal(ours, plain, RNG.normal(0.3, 1.0, (images, *shape)))
+
+
+def test_where_there_are_strips():
+    with for_tpu(2):
+        at_640, odd, unknown = (layouts((None, n, n, 3)) for n in (640, 650, None))
+        assert layouts((None, 640, 640, 3), plain=True)[2] == PLAIN
+    assert [at_640[level] for level in range(2, 8)] == [
+        Layout(2, 4), Layout(1, 4), Layout(1, 4), Layout(1, 4), PLAIN, PLAIN
+    ]  # fmt: skip
+    assert all(lie[level] == PLAIN for lie in (odd, unknown) for level in range(2, 8))
+    assert layouts((None, 640, 640, 3))[2] == PLAIN  # no TPU
+
+
+def test_saved_and_loaded(tmp_path):
+    with for_tpu(2):
+        model = SpineNet("49", width=0.125, endpoints=8, input_shape=(128, 64, 3))
+    parity.randomize(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x = RNG.normal(size=(2, 128, 64, 3)).astype("f4")
+    for name, y in model(x).items():
+        np.testing.assert_array_equal(loaded(x)[name], y)
+
+
+def results(model, x):
+    """In training: outputs, gradients and moved averages; and inference."""
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        outputs = tf.nest.flatten(model(x, training=True))
+        loss = tf.add_n([tf.reduce_sum(tf.sin(tf.cast(y, x.dtype))) for y in outputs])
+    variables = sorted(model.trainable_variables, key=lambda v: v.path)
+    gradients = tape.gradient(loss, [x, *(v.value for v in variables)])
+    averages = sorted(model.non_trainable_variables, key=lambda v: v.path)
+    still = tf.nest.flatten(model(x, training=False))
+    return [*outputs, *gradients, *(v.numpy() for v in averages), *still]
+
+
+def assert_equal(ours, plain, x):
+    """In float64, where only the order of sums differs."""
+    parity.randomize(plain)
+    values = {v.path: v for v in plain.variables}
+    for variable in ours.variables:
+        if variable.dtype != "int64":
+            variable.assign(values[variable.path])
+    seeds = [[v for v in model.variables if v.dtype == "int64"] for model in (ours, plain)]
+    for one, other in zip(*seeds, strict=True):
+        one.assign(other)
+    for found, expected in zip(results(ours, x), results(plain, x), strict=True):
+        scale = np.abs(expected).max() + 1e-3
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * scale)
