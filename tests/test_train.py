@@ -243,7 +243,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from spinenet_tf import modes
 gin.parse_config_file(sys.argv[1])
-run = modes._make_run(sys.argv[2])
+run = modes._make_run(sys.argv[2], modes.scoped_data("train"))
 assert run.strategy.num_replicas_in_sync == int(sys.argv[3]), run.strategy
 run.train(modes.scoped_data("train"), modes.Schedule())
 np.savez(sys.argv[4], *[v.numpy() for v in run.model.variables if v.dtype == "float32"])
@@ -253,13 +253,17 @@ assert len(metric._images) == 12
 
 
 def test_two_mirrored_replicas_equal_one_device(records, tmp_path):
-    """Sync batch norm, global normalisation and clipping: same global batch, same weights."""
+    """Sync batch norm, global normalisation and clipping: same global batch, same weights.
+
+    Also when the replicas compute blocks anew in the backward pass.
+    """
     found = []
     for replicas, kind in ((1, "one_device"), (2, "mirrored")):
         recipe, out = tmp_path / f"{kind}.gin", tmp_path / f"{kind}.npz"
         lines = tiny.bindings(
             records, f"make_strategy.kind = '{kind}'", "Style.synchronized = True",
             "Style.stochastic_depth = 0.0", "Training.steps = 3", "Training.clip = 1.0",
+            f"Style.recompute = {kind == 'mirrored'}",
         )  # fmt: skip
         recipe.write_text("\n".join(lines))
         argv = [sys.executable, "-c", MIRRORED_SCRIPT, recipe, tmp_path / kind, str(replicas), out]

@@ -20,6 +20,7 @@ from spinenet_tf.models.keras_layers import (
 from spinenet_tf.models.layout import PLAIN, Layout, relay
 from spinenet_tf.models.pairs import PairConv
 from spinenet_tf.models.pointwise import PointwiseSplit, PointwiseSum
+from spinenet_tf.models.recompute import Recomputed
 from spinenet_tf.models.stem import Stem
 from spinenet_tf.models.strips import Halo, cut, recut
 
@@ -48,6 +49,8 @@ class Style:
         authors (arXiv 1810.12890), as is where it is: after every convolution of a block and on
         its shortcut.
       dropblock_size: side of the dropped squares, in places of the feature map.
+      recompute: training keeps the inputs of blocks only and computes the rest again in the
+        backward pass. For less memory at more time, with the same results.
     """
 
     activation: str = "relu"
@@ -59,6 +62,7 @@ class Style:
     stochastic_depth: float = 0.0
     dropblock_keep: float = 1.0
     dropblock_size: int = 7
+    recompute: bool = False
 
     def __post_init__(self):
         for field, allowed in (("activation", ACTIVATIONS), ("numerics", NUMERICS)):
@@ -220,6 +224,17 @@ def block(
     """
     if kind not in ("bottleneck", "residual"):
         raise ValueError(f"kind={kind!r} is neither 'bottleneck' nor 'residual'")
+    arguments = dict(
+        style=style, drop_path=drop_path, name=name, strides=strides, project=project, layout=layout
+    )
+    if not style.recompute:
+        return _block(x, kind, filters, **arguments)
+    image = keras.Input(x.shape[1:], dtype=x.dtype)
+    model = keras.Model(image, _block(image, kind, filters, **arguments))
+    return Recomputed(model, name=f"{name}_recomputed")(x)
+
+
+def _block(x, kind, filters, *, style, drop_path, name, strides, project, layout):
     width = filters * EXPANSION[kind]
     shortcut = x
     if project or strides > 1 or x.shape[-1] // layout.columns != width:

@@ -228,9 +228,10 @@ class Run:
     def replica_step(self, batch: dict, learning_rate: tf.Tensor, total_steps: int) -> dict:
         """One replica's step on its batch: updates the weights, returns its part of the logs."""
         progress = tf.cast(self.step, tf.float32) / total_steps
-        with tf.GradientTape() as tape, training_progress(progress):
-            total, logs = self.task.loss(self.model, batch, training=True)
-        gradients = gradient(tape, total, self.model)
+        with training_progress(progress):
+            with tf.GradientTape() as tape:
+                total, logs = self.task.loss(self.model, batch, training=True)
+            gradients = gradient(tape, total, self.model)
         replica = tf.distribute.get_replica_context()
         gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         norm = tf.linalg.global_norm(gradients)
