@@ -18,7 +18,7 @@ RNG = np.random.default_rng(5)
 @pytest.mark.parametrize(
     ("images", "height", "strips"),
     [(1, 64, 8), (2, 64, 4), (4, 64, 2), (8, 64, 1), (3, 64, 1), (0, 64, 1), (2, 10, 1),
-     (2, None, 1), (1, 8, 8)],
+     (2, None, 1), (1, 32, 8), (1, 24, 1), (4, 10, 2)],
 )  # fmt: skip
 def test_few_images_are_cut_into_8_strips(images, height, strips):
     with for_tpu(images):
@@ -95,11 +95,12 @@ def test_a_detector_in_strips_is_the_plain_one(images, height, numerics):
 
 def test_where_there_are_strips():
     with for_tpu(2):
-        at_640, odd, unknown = (layouts((None, n, n, 3)) for n in (640, 650, None))
+        at_1280, at_640, odd, unknown = (layouts((None, n, n, 3)) for n in (1280, 640, 650, None))
         assert layouts((None, 640, 640, 3), plain=True)[2] == PLAIN
     assert [at_640[level] for level in range(2, 8)] == [
         Layout(2, 4), Layout(1, 4), Layout(1, 4), Layout(1, 4), PLAIN, PLAIN
     ]  # fmt: skip
+    assert at_1280[6] == Layout(1, 4) and at_1280[7] == PLAIN
     assert all(lie[level] == PLAIN for lie in (odd, unknown) for level in range(2, 8))
     assert layouts((None, 640, 640, 3))[2] == PLAIN  # no TPU
 

@@ -15,7 +15,7 @@ class Layout(NamedTuple):
 
 
 PLAIN = Layout()
-IN_STRIPS = (2, 3, 4, 5)  # levels
+LEVELS = range(2, 8)
 
 
 def layouts(image: tuple, plain: bool = False) -> dict[int, Layout]:
@@ -24,7 +24,7 @@ def layouts(image: tuple, plain: bool = False) -> dict[int, Layout]:
     `PLAIN` if so wished, for images of an unknown size, and where a TPU gains nothing.
     """
     found, height = defaultdict(Layout), image[1]
-    for level in () if plain or not height else IN_STRIPS:
+    for level in () if plain or not height else LEVELS:
         strips = strips_of(height // 2**level) if height % 2**level == 0 else 1
         found[level] = Layout(2 if level == 2 and pairs_fit(image) else 1, strips)
     return found

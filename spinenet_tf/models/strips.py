@@ -11,13 +11,15 @@ from keras import ops
 from spinenet_tf.models.device import images_at_once
 
 AT_ONCE = 8  # images, or strips of them
+LEAST_ROWS = 4  # of a strip, which has 2 more for every 3x3 convolution
 
 
 def strips_of(height: int | None) -> int:
     """Into how many strips maps of this height are cut: 1 if not on a TPU, or with many images."""
     images = images_at_once()
     strips = AT_ONCE // images if images in (1, 2, 4) else 1
-    return strips if height and height % strips == 0 else 1
+    fits = height and height % strips == 0 and height // strips >= LEAST_ROWS
+    return strips if fits else 1
 
 
 def cut(x, strips: int):
