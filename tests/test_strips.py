@@ -1,5 +1,7 @@
 """Maps in strips of rows give what whole maps give, with gradients."""
 
+import contextlib
+
 import keras
 import numpy as np
 import parity
@@ -10,6 +12,8 @@ from spinenet_tf import RetinaNet, SpineNet
 from spinenet_tf.models.device import for_tpu, images_a_device
 from spinenet_tf.models.layers import Style
 from spinenet_tf.models.layout import PLAIN, Layout, layouts, relay
+from spinenet_tf.models.mask_rcnn import MaskRCNN
+from spinenet_tf.models.resnet import ResNet
 from spinenet_tf.models.strips import Halo, Rows, cut, join, strips_of
 
 RNG = np.random.default_rng(5)
@@ -71,24 +75,47 @@ def test_a_convolution_of_strips(kernel, strides, columns, numerics):
     assert_equal(ours, plain, RNG.normal(size=(2, 12, 8, 5)))
 
 
-@pytest.mark.parametrize("numerics", ["official", "model_garden"])
-@pytest.mark.parametrize(("images", "height"), [(2, 320), (1, 256), (4, 64)])
-def test_a_detector_in_strips_is_the_plain_one(images, height, numerics):
+def spinenet(shape, **style):
+    return SpineNet(
+        "49", width=0.125, endpoints=8, input_shape=shape, stochastic_depth=0.5, **style
+    )  # fmt: skip
+
+
+def retinanet(shape, **style):
+    backbone = spinenet(shape, **style)
+    return RetinaNet("49", backbone=backbone, convs=1, filters=8, num_classes=3, **style)
+
+
+def proposals(shape, **style):
+    backbone = spinenet(shape, **style)
+    return MaskRCNN("49", backbone=backbone, filters=8, fc=8, **style).get_layer("rpn")
+
+
+def resnet(shape, **style):
+    return ResNet("R50", input_shape=shape, stochastic_depth=0.5, **style)
+
+
+@pytest.mark.parametrize(
+    ("make", "images", "height", "numerics"),
+    [
+        (retinanet, 2, 320, "official"),
+        (retinanet, 1, 256, "official"),
+        (retinanet, 4, 64, "model_garden"),
+        (retinanet, 2, 320, "model_garden"),
+        (proposals, 2, 128, "official"),
+        (resnet, 4, 64, "model_garden"),
+    ],
+)
+def test_a_network_in_strips_is_the_plain_one(make, images, height, numerics):
     """Whose stochastic depth drops the same images."""
     keras.config.set_dtype_policy("float64")
-    shape, common = (height, 64, 3), dict(numerics=numerics, activation="swish")
-
-    def make():
+    shape, models = (height, 64, 3), []
+    for context in (for_tpu(images), contextlib.nullcontext()):
         keras.utils.set_random_seed(1)
-        backbone = SpineNet(
-            "49", width=0.125, endpoints=8, input_shape=shape, stochastic_depth=0.5, **common
-        )
-        return RetinaNet("49", backbone=backbone, convs=1, filters=8, num_classes=3, **common)
-
-    with for_tpu(images):
-        ours = make()
-    plain = make()
-    kinds = [{type(layer) for layer in model.layers} for model in (ours, plain)]
+        with context:
+            models.append(make(shape, numerics=numerics, activation="swish"))
+    ours, plain = models
+    kinds = [{type(layer) for layer in model.layers} for model in models]
     assert {Halo, Rows} <= kinds[0] and not {Halo, Rows} & kinds[1]
     assert_equal(ours, plain, RNG.normal(0.3, 1.0, (images, *shape)))
 

@@ -172,6 +172,15 @@ def test_a_program_that_does_not_fit_says_so(tmp_path):
     assert "does not fit" in report.text(about | figures)
 
 
+@needs_compiler
+def test_programs_of_v6e_can_be_read(tmp_path):
+    """Its SparseCore takes gathers over, by operations that jaxlib does not know."""
+    specs = [tf.TensorSpec([2**18, 4], tf.float32), tf.TensorSpec([2**16], tf.int32)]
+    (tmp_path / "gather.hlo").write_bytes(programs.lower(lambda x, i: tf.gather(x, i), specs))
+    figures = report.compile_program(chips.CHIPS["v6e"], tmp_path / "gather")
+    assert figures["fits"] and figures["estimated_ms"] > 0
+
+
 def test_a_batch_must_divide_by_the_devices(monkeypatch):
     gin.parse_config([*tiny.BINDINGS, "Data.batch_size = 48"])
     monkeypatch.setattr(report, "check_installed", lambda: None)
