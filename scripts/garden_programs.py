@@ -60,7 +60,9 @@ def _our_task(case: Case):
     from spinenet_tf.models.mask_rcnn import MaskRCNN
     from spinenet_tf.tasks import detection, instances
 
-    style = dict(activation=case.activation, synchronized=True)
+    dense = case.network == "retinanet"
+    recompute = dense and case.size == "190"  # as in its recipe
+    style = dict(activation=case.activation, synchronized=True, recompute=recompute)
     shape = (case.image_size, case.image_size, 3)
 
     class Boxes(detection.Detection):
@@ -72,8 +74,7 @@ def _our_task(case: Case):
         def build(self):
             return MaskRCNN(case.size, input_shape=shape, **style)
 
-    kind = Boxes if case.network == "retinanet" else Masks
-    return kind(image_size=case.image_size)
+    return (Boxes if dense else Masks)(image_size=case.image_size)
 
 
 def _our_batch(case: Case, labels: str) -> dict:
