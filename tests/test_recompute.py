@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from spinenet_tf import SpineNet
+from spinenet_tf.models.count import count
 from spinenet_tf.models.keras_layers import training_progress
 from spinenet_tf.models.layers import Style, block
 from spinenet_tf.models.recompute import Recomputed
@@ -68,6 +69,10 @@ def blocks(recompute, **style):
     for i in range(2):
         x = block(x, "bottleneck", 4, style=style, drop_path=0.0, name=f"b{i}")
     return keras.Model(image, x)
+
+
+def test_costs_are_counted_once():
+    assert count(network(True)) == count(network(False))
 
 
 def test_under_mixed_precision_the_gradient_is_of_the_same_weights():

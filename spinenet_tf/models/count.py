@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 
 from spinenet_tf.models.pointwise import Held, PointwiseSum
+from spinenet_tf.models.recompute import Recomputed
 from spinenet_tf.models.stem import Stem
 
 
@@ -52,6 +53,10 @@ def count(model: keras.Model, times: dict[str, int] | None = None) -> Counts:
 def _calls(model: keras.Model, times: dict[str, int], runs: int):
     """(layer, output shape without batch, runs); a layer that five levels share comes 5 times."""
     for node in (n for nodes in model._nodes_by_depth.values() for n in nodes):
+        if isinstance(node.operation, Recomputed):
+            inner = _calls(node.operation.model, times, runs)
+            yield from (one for one in inner if not isinstance(one[0], keras.layers.InputLayer))
+            continue
         if isinstance(node.operation, keras.Model):
             yield from _calls(node.operation, times, runs * times.get(node.operation.name, 1))
             continue
