@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 
 import gin
 import pytest
@@ -170,6 +171,14 @@ def test_a_program_that_does_not_fit_says_so(tmp_path):
     assert not figures["fits"] and "hbm" in figures["error"].lower()
     about = {"program": "train", "tpu": "v3", "batch": 8, "devices": 32}
     assert "does not fit" in report.text(about | figures)
+
+
+def test_a_killed_compiler_is_told_from_one_that_fails(monkeypatch, tmp_path):
+    for status, message in ((-9, "killed by signal 9.*memory"), (1, "v3:2x2 failed: no such op")):
+        done = subprocess.CompletedProcess([], status, stdout="", stderr="no such op")
+        monkeypatch.setattr(subprocess, "run", lambda *_, done=done, **__: done)
+        with pytest.raises(RuntimeError, match=message):
+            report.compile_program(V3, tmp_path / "program")
 
 
 @needs_compiler

@@ -96,6 +96,11 @@ def compile_program(chip: chips.Chip, path: Path) -> dict:
     done = subprocess.run(
         [*argv, f"--output={path}"], capture_output=True, text=True, env=dict(os.environ)
     )
+    if done.returncode < 0:
+        raise RuntimeError(
+            f"the compiler of {chip.topology} was killed by signal {-done.returncode}: was there "
+            "memory enough? SpineNet-190's training step takes up to 18 GB"
+        )
     if done.returncode:
         raise RuntimeError(f"the compiler of {chip.topology} failed: {done.stderr[-2000:]}")
     figures = json.loads(done.stdout.splitlines()[-1])
