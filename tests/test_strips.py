@@ -96,20 +96,21 @@ def resnet(shape, **style):
 
 
 @pytest.mark.parametrize(
-    ("make", "images", "height", "numerics"),
+    ("make", "images", "size", "numerics"),
     [
-        (retinanet, 2, 320, "official"),
-        (retinanet, 1, 256, "official"),
-        (retinanet, 4, 64, "model_garden"),
-        (retinanet, 2, 320, "model_garden"),
-        (proposals, 2, 128, "official"),
-        (resnet, 4, 64, "model_garden"),
+        (retinanet, 2, (320, 64), "official"),
+        (retinanet, 2, (128, 72), "official"),  # odd columns
+        (retinanet, 1, (256, 64), "official"),
+        (retinanet, 4, (64, 64), "model_garden"),
+        (retinanet, 2, (320, 72), "model_garden"),
+        (proposals, 2, (128, 64), "official"),
+        (resnet, 4, (64, 72), "model_garden"),
     ],
 )
-def test_a_network_in_strips_is_the_plain_one(make, images, height, numerics):
+def test_a_network_in_strips_is_the_plain_one(make, images, size, numerics):
     """Whose stochastic depth drops the same images."""
     keras.config.set_dtype_policy("float64")
-    shape, models = (height, 64, 3), []
+    shape, models = (*size, 3), []
     for context in (for_tpu(images), contextlib.nullcontext()):
         keras.utils.set_random_seed(1)
         with context:
@@ -123,12 +124,14 @@ def test_a_network_in_strips_is_the_plain_one(make, images, height, numerics):
 def test_where_there_are_strips():
     with for_tpu(2):
         at_1280, at_640, odd, unknown = (layouts((None, n, n, 3)) for n in (1280, 640, 650, None))
+        wide = layouts((None, 640, None, 3))
+        RetinaNet("49", input_shape=(640, None, 3), convs=1, filters=8)
         assert layouts((None, 640, 640, 3), plain=True)[2] == PLAIN
     assert [at_640[level] for level in range(2, 8)] == [
         Layout(2, 4), Layout(1, 4), Layout(1, 4), Layout(1, 4), PLAIN, PLAIN
     ]  # fmt: skip
     assert at_1280[6] == Layout(1, 4) and at_1280[7] == PLAIN
-    assert all(lie[level] == PLAIN for lie in (odd, unknown) for level in range(2, 8))
+    assert all(lie[level] == PLAIN for lie in (odd, unknown, wide) for level in range(2, 8))
     assert layouts((None, 640, 640, 3))[2] == PLAIN  # no TPU
 
 

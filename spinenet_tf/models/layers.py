@@ -276,7 +276,7 @@ def resize(
         return x
     if target < source:
         return _enlarge(x, image, target, old, new, name)
-    if x.shape[1] and x.shape[1] % 2 and old.strips > 1:
+    if old.strips > 1 and any(side % 2 for side in x.shape[1:3]):
         x, old = relay(x, old, PLAIN), PLAIN
     filters = x.shape[-1] // old.columns
     x = style.conv_bn(x, filters, 3, 2, name=f"{name}_down", layout=old)

@@ -24,7 +24,7 @@ def layouts(image: tuple, plain: bool = False) -> dict[int, Layout]:
     `PLAIN` if so wished, for images of an unknown size, and where a TPU gains nothing.
     """
     found, height = defaultdict(Layout), image[1]
-    for level in () if plain or not height else LEVELS:
+    for level in () if plain or None in image[1:3] else LEVELS:
         strips = strips_of(height // 2**level) if height % 2**level == 0 else 1
         found[level] = Layout(2 if level == 2 and pairs_fit(image) else 1, strips)
     return found

@@ -42,7 +42,8 @@ def strips_of_pyramid(features: dict) -> tuple[dict, str]:
 
     Which is 'valid' if there are strips on any level; see `around`.
     """
-    strips = {level: strips_of(x.shape[1]) for level, x in features.items()}
+    known = {level: x.shape[1] if x.shape[2] else None for level, x in features.items()}
+    strips = {level: strips_of(height) for level, height in known.items()}
     return strips, "same" if max(strips.values()) == 1 else "valid"
 
 
