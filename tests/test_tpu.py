@@ -182,11 +182,22 @@ def test_a_killed_compiler_is_told_from_one_that_fails(monkeypatch, tmp_path):
 
 
 @needs_compiler
-def test_programs_of_v6e_can_be_read(tmp_path):
-    """Its SparseCore takes gathers over, by operations that jaxlib does not know."""
-    specs = [tf.TensorSpec([2**18, 4], tf.float32), tf.TensorSpec([2**16], tf.int32)]
-    (tmp_path / "gather.hlo").write_bytes(programs.lower(lambda x, i: tf.gather(x, i), specs))
-    figures = report.compile_program(chips.CHIPS["v6e"], tmp_path / "gather")
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (tf.gather, [([2**18, 4], tf.float32), ([2**16], tf.int32)]),
+        (
+            tf.tensor_scatter_nd_add,
+            [([2**18], tf.float32), ([2**16, 1], tf.int32), ([2**16], tf.float32)],
+        ),
+    ],
+)
+def test_programs_of_v6e_can_be_read(function, shapes, tmp_path):
+    """Its SparseCore takes gathers and scatters over, by operations that jaxlib does not know."""
+    specs = [tf.TensorSpec(*shape) for shape in shapes]
+    hlo = programs.lower(lambda *tensors: function(*tensors), specs)
+    (tmp_path / "program.hlo").write_bytes(hlo)
+    figures = report.compile_program(chips.CHIPS["v6e"], tmp_path / "program")
     assert figures["fits"] and figures["estimated_ms"] > 0
 
 

@@ -106,12 +106,10 @@ class Style:
     def pooled_stem(self, image, filters: int, layout: Layout = PLAIN):
         """`stem` with a 7x7 kernel, and a max-pool of stride 2."""
         convs, norms = self._held([image.shape[-1]], filters, 7, ["stem"])
-        pairs, symmetric = layout.columns == 2, self.numerics == "official"
-        made = layout if pairs else PLAIN
-        stem = Stem(
-            convs, norms, self.activation, symmetric, pairs, made.strips, name="stem"
-        )  # fmt: skip
-        return relay(stem(image), made, layout)
+        made = layout if layout.columns == 2 else PLAIN
+        how = self.numerics == "official", made.columns == 2, made.strips
+        x = Stem(convs, norms, self.activation, *how, name="stem")(image)
+        return relay(x, made, layout)
 
     def conv_bn(
         self, x, filters: int, kernel: int = 1, strides: int = 1, *, name: str, act=True,
@@ -122,12 +120,11 @@ class Style:
         Of a map in pairs of columns a stride of 2 makes plain columns; strips remain strips.
         """
         channels, padding = x.shape[-1] // layout.columns, "same"
-        if kernel == strides == 1 and filters > channels:
-            x = self.pointwise_sum([x], filters, [name], name, layout.columns)
-            return self.act(x, f"{name}_act") if act else x
         if layout.strips > 1 and kernel > 1:
             x, padding = self._halo(x, layout.strips, strides), "valid"
-        if layout.columns == 2:
+        if kernel == strides == 1 and filters > channels:
+            x = self.pointwise_sum([x], filters, [name], name, layout.columns)
+        elif layout.columns == 2:
             convs, norms = self._held([channels], filters, kernel, [name])
             symmetric = self.numerics == "official"
             x = PairConv(convs, norms, strides, padding, symmetric, name=name)(x)

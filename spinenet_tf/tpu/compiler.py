@@ -19,8 +19,10 @@ ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "",
-    # On v6e a gather on the SparseCore is an operation that jaxlib cannot read from the program.
-    "LIBTPU_INIT_ARGS": "--xla_tpu_offload_gather_to_sparsecore=false",
+    # What v6e's SparseCore does are operations that jaxlib cannot read from the program.
+    "LIBTPU_INIT_ARGS": "--xla_tpu_offload_gather_to_sparsecore=false "
+    "--xla_tpu_enable_offloading_scatter_to_sparsecore=false "
+    "--xla_tpu_enable_offloading_sort_to_sparsecore=false",
 }
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 
