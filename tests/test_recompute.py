@@ -1,6 +1,7 @@
 """Blocks computed again in the backward pass: the same results, and really computed again."""
 
 import functools
+import types
 
 import keras
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import tensorflow as tf
 
 from spinenet_tf import SpineNet
+from spinenet_tf.models import keras_layers
 from spinenet_tf.models.count import count
 from spinenet_tf.models.keras_layers import training_progress
 from spinenet_tf.models.layers import Style, block
 from spinenet_tf.models.recompute import Recomputed
+from spinenet_tf.train import trainer
 
 RNG = np.random.default_rng(7)
 RANDOM = dict(stochastic_depth=0.5, dropblock_keep=0.7, dropblock_size=2, synchronized=True)
@@ -69,6 +72,18 @@ def blocks(recompute, **style):
     for i in range(2):
         x = block(x, "bottleneck", 4, style=style, drop_path=0.0, name=f"b{i}")
     return keras.Model(image, x)
+
+
+def test_the_trainers_backward_pass_knows_how_far_training_is(monkeypatch):
+    """DropBlock, computed again there, drops as much as in the forward pass."""
+    seen, run = [], object.__new__(trainer.Run)
+    run.step, run.model, run.trainer = tf.constant(3), None, trainer.Training()
+    run.task = types.SimpleNamespace(loss=lambda *_, **__: (tf.constant(0.0), {}))
+    run.optimizer = types.SimpleNamespace(apply=lambda *_: None)
+    told = keras_layers._PROGRESS
+    monkeypatch.setattr(trainer, "gradient", lambda *_: [seen.append(told.get()) or tf.zeros([])])
+    run.replica_step({}, tf.constant(0.1), 6)
+    assert [float(progress) for progress in seen] == [0.5]
 
 
 def test_costs_are_counted_once():

@@ -2,14 +2,17 @@
 
 import contextlib
 
+import gin
 import keras
 import numpy as np
 import parity
 import pytest
 import tensorflow as tf
+import tiny
 
-from spinenet_tf import RetinaNet, SpineNet
-from spinenet_tf.models.device import for_tpu, images_a_device
+from spinenet_tf import RetinaNet, SpineNet, modes
+from spinenet_tf.data.pipeline import Data
+from spinenet_tf.models.device import for_tpu, images_a_device, images_at_once
 from spinenet_tf.models.layers import Style
 from spinenet_tf.models.layout import PLAIN, Layout, layouts, relay
 from spinenet_tf.models.mask_rcnn import MaskRCNN
@@ -133,6 +136,15 @@ def test_where_there_are_strips():
     assert at_1280[6] == Layout(1, 4) and at_1280[7] == PLAIN
     assert all(lie[level] == PLAIN for lie in (odd, unknown, wide) for level in range(2, 8))
     assert layouts((None, 640, 640, 3))[2] == PLAIN  # no TPU
+
+
+def test_the_trainer_tells_the_model_how_many_images_it_sees(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(modes, "Run", lambda *_: seen.append(images_at_once()))
+    gin.parse_config(tiny.BINDINGS)
+    with for_tpu():
+        modes._make_run(str(tmp_path), Data(batch_size=4))
+    assert seen == [4] and images_at_once() == 0
 
 
 def test_saved_and_loaded(tmp_path):

@@ -50,7 +50,8 @@ class Style:
         its shortcut.
       dropblock_size: side of the dropped squares, in places of the feature map.
       recompute: training keeps the inputs of blocks only and computes the rest again in the
-        backward pass. For less memory at more time, with the same results.
+        backward pass. For less memory at more time, with the same results. Of bottleneck and
+        residual blocks; MBConv blocks and subnets are kept whole.
     """
 
     activation: str = "relu"

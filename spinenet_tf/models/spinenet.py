@@ -103,12 +103,12 @@ def pyramid(
     Args:
       lie: how the features of each level lie; what is returned is plain.
     """
-    pyramid = {}
+    outputs = {}
     for node in sorted((n for n in nodes if n.is_output), key=lambda n: n.level):
         level, layout = f"P{node.level}", lie[node.level]
         x = style.conv_bn(features[node.index], endpoints, name=level.lower(), layout=layout)
-        pyramid[level] = relay(x, layout, PLAIN)
-    return pyramid
+        outputs[level] = relay(x, layout, PLAIN)
+    return outputs
 
 
 def _squeeze(parent, nodes, x, scaling, style, lie) -> dict:

@@ -99,7 +99,7 @@ def compile_program(chip: chips.Chip, path: Path) -> dict:
     if done.returncode < 0:
         raise RuntimeError(
             f"the compiler of {chip.topology} was killed by signal {-done.returncode}: was there "
-            "memory enough? SpineNet-190's training step takes up to 18 GB"
+            "memory enough? SpineNet-190's training step for v5e had taken 17 GB when it was"
         )
     if done.returncode:
         raise RuntimeError(f"the compiler of {chip.topology} failed: {done.stderr[-2000:]}")
