@@ -120,7 +120,8 @@ def estimate() -> dict:
                 in_turn.ask(child, f"{program} {path}.hlo")
             child.kill()  # a compilation needs its memory
             for program, path in paths.items():
-                figures[whose][program] = report.rounded(report.compile_program(chip, path))
+                one = report.compile_program(chip, path.with_suffix(".hlo"), path)
+                figures[whose][program] = report.rounded(one)
                 print(f"{whose} {program}: compiled", file=sys.stderr, flush=True)
     return figures
 

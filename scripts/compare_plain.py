@@ -66,10 +66,10 @@ def main(_: list[str]) -> None:
     totals = {}
     for name, context in (("as it is", contextlib.nullcontext()), ("plain", plain_layers())):
         with context, tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "step"
+            path = Path(folder) / "step.hlo"
             hlo = programs.train_step(task, Training(), data, Schedule(), batch)
-            path.with_suffix(".hlo").write_bytes(hlo)
-            figures = report.compile_program(chip, path)
+            path.write_bytes(hlo)
+            figures = report.compile_program(chip, path, path.with_suffix(""))
         if "error" in figures:
             print(f"{name:10} does not fit: {figures['error'][:200]}", flush=True)
             continue

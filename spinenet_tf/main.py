@@ -42,7 +42,10 @@ flags.DEFINE_string("activation", None, "of a foreign checkpoint's model, if the
 flags.DEFINE_float("epsilon", None, "batch norm's, likewise")
 flags.DEFINE_integer("image_size", None, "side in pixels of the model's input, likewise")
 flags.DEFINE_float("anchor_size", None, "side of its smallest anchors in strides, likewise")
-flags.DEFINE_string("tpu_type", None, "tpu_compile: v3 (default), v4, v5e, v5p, v6e, or as v4-64")
+flags.DEFINE_list(
+    "tpu_type", None, "tpu_compile: some of v3 (default), v4, v5e, v5p, v6e, or slices as v4-64"
+)
+flags.DEFINE_bool("plan", False, "tpu_compile: see what fits, without machine code and times")
 flags.DEFINE_bool("json", False, "print JSON instead of text")
 
 
@@ -93,7 +96,7 @@ def _run(args) -> None:
         case "profile":
             modes.profile(args.json)
         case "tpu_compile":
-            modes.tpu_compile(args.tpu_type or "v3", args.output or "", args.json)
+            modes.tpu_compile(args.tpu_type or ["v3"], args.output or "", args.json, args.plan)
         case "draw":
             modes.draw(args.output or "graph.png")
 
@@ -114,6 +117,7 @@ def _check(args) -> None:
         "init_checkpoint": ("train", "train_and_eval"),
         "optimizer": ("convert",),
         "tpu_type": ("tpu_compile",),
+        "plan": ("tpu_compile",),
     }
     for flag, modes in taken.items():
         if args[flag].value and mode not in modes:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import gin
@@ -128,11 +129,12 @@ def profile(as_json: bool = False) -> dict:
     return figures
 
 
-def tpu_compile(tpu_type: str, output: str = "", as_json: bool = False) -> list[dict]:
-    """Compiles the recipe's training step and prediction for a TPU, and prints what they cost."""
-    figures = tpu_report.compile_recipe(
-        make_task(), Training(), scoped_data("train"), Schedule(), tpu_type, output
-    )
+def tpu_compile(
+    tpu_types: Sequence[str], output: str = "", as_json: bool = False, plan: bool = False
+) -> list[dict]:
+    """Compiles the recipe's training step and prediction for TPUs, and prints what they cost."""
+    recipe = (make_task(), Training(), scoped_data("train"), Schedule())
+    figures = tpu_report.compile_recipe(*recipe, tpu_types, output, plan)
     for one in figures:
         print(json.dumps(tpu_report.rounded(one)) if as_json else tpu_report.text(one), flush=True)
     return figures

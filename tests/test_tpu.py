@@ -145,7 +145,7 @@ def test_the_spec_of_a_batch_is_that_of_the_input(labels, tmp_path):
 @needs_compiler
 def test_a_recipe_is_compiled_for_a_tpu(tmp_path, capsys):
     gin.parse_config([*tiny.BINDINGS, "Training.deterministic = False", "Data.batch_size = 64"])
-    modes.tpu_compile("v3-32", str(tmp_path), as_json=True)
+    modes.tpu_compile(["v3-32"], str(tmp_path), as_json=True)
     train, predict = map(json.loads, capsys.readouterr().out.splitlines()[-2:])
     weights = modes.make_task().build().count_params() * 4
     for one in (train, predict):
@@ -205,7 +205,7 @@ def test_a_batch_must_divide_by_the_devices(monkeypatch):
     gin.parse_config([*tiny.BINDINGS, "Data.batch_size = 48"])
     monkeypatch.setattr(report, "check_installed", lambda: None)
     with pytest.raises(ValueError, match="batch_size=48 does not divide by the 32 devices"):
-        modes.tpu_compile("v3")
+        modes.tpu_compile(["v3"])
 
 
 def test_a_missing_compiler_is_named(monkeypatch):

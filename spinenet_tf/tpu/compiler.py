@@ -3,14 +3,21 @@
     python compiler.py step.hlo --topology=v3:2x2 --output=step
 
 writes step.txt, the optimised and scheduled program, and prints one line of JSON: bytes of memory
-by kind, seconds; or an error, if the program needs more memory than there is. A script of its own,
-run by path: needs jax and libtpu, and must not share a process with TensorFlow.
+by kind, seconds; or an error, if the program needs more memory than there is. With --plan it ends
+where the compiler has assigned memory and before it writes machine code, which takes most of the
+time: no step.txt, and the bytes of the plan. A script of its own, run by path: needs jax and
+libtpu, and must not share a process with TensorFlow.
 """
 
 import argparse
+import glob
 import json
 import os
+import re
+import shutil
 import sys
+import tempfile
+import threading
 import time
 
 ENVIRONMENT = {
@@ -66,16 +73,50 @@ def _figures(executable, output: str) -> dict:
     return {kind: getattr(stats, f"{kind}_size_in_bytes") for kind in MEMORY}
 
 
+def planned_bytes(report: str) -> int:
+    """Bytes of the chip's main memory in the compiler's report of memory usage.
+
+    It is the space 'default'; what v4's report names 'hbm' has the size of its memory on chip.
+
+    Raises:
+      ValueError: it is no such report.
+    """
+    if not (found := re.search(r"^Memory Space: default.*\nTotal bytes: (\d+)", report, re.M)):
+        raise ValueError(f"no report of memory usage: {report[:200]!r}")
+    return int(found[1])
+
+
+def _end_with_plan(folder: str, start: float) -> None:
+    """Waits for the program that is written after the report of memory usage, then ends."""
+    while not glob.glob(f"{folder}/*after_buffer_assignment.txt"):
+        time.sleep(0.1)
+    with open(glob.glob(f"{folder}/*memory-usage-report.txt")[0]) as file:
+        figures = {"planned": planned_bytes(file.read())}
+    shutil.rmtree(folder, ignore_errors=True)  # 100 MB
+    _end(figures, start)
+
+
+def _end(figures: dict, start: float) -> None:
+    print(json.dumps(figures | {"seconds": round(time.monotonic() - start, 1)}))
+    sys.stdout.flush()
+    os._exit(0)  # libtpu takes long to end
+
+
 def main() -> None:
     """Compiles the file that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("hlo")
     parser.add_argument("--topology", required=True)
     parser.add_argument("--output", required=True, help="path without ending")
+    parser.add_argument("--plan", action="store_true", help="end when memory is assigned")
     args = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     os.environ.pop("TPU_LIBRARY_PATH", None)
     start = time.monotonic()
+    if args.plan:
+        folder = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(args.output)))
+        os.environ["XLA_FLAGS"] = f"--xla_dump_to={folder} --xla_dump_hlo_as_text=true"
+        threading.Thread(target=_end_with_plan, args=(folder, start), daemon=True).start()
     with open(args.hlo, "rb") as file:
         hlo = file.read()
     try:
@@ -84,9 +125,7 @@ def main() -> None:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         figures = {"error": str(error)[:1000]}
-    print(json.dumps(figures | {"seconds": round(time.monotonic() - start, 1)}))
-    sys.stdout.flush()
-    os._exit(0)  # libtpu takes long to end
+    _end(figures, start)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,27 @@ from spinenet_tf.tpu import chips, compiler, cost, programs
 from spinenet_tf.train.optimizer import Schedule
 from spinenet_tf.train.trainer import Training
 
-PROGRAMS = ("train", "predict")
 MAIN_LAYERS = 12  # named in the report
+CODE = 1.0  # GiB kept for the program where only a plan was made: SpineNet-190's take 0.35
 
 
 def compile_recipe(
-    task: Any, trainer: Training, data: Data, schedule: Schedule, tpu_type: str, folder: str = ""
+    task: Any,
+    trainer: Training,
+    data: Data,
+    schedule: Schedule,
+    tpu_types: Sequence[str],
+    folder: str = "",
+    plan: bool = False,
 ) -> list[dict]:
     """Compiles training step and prediction of a replica; returns the figures of each.
 
     Args:
       data: its batch size is the global one.
-      tpu_type: see `chips.find`.
-      folder: where to keep the programs, `<name>.hlo` as given and `<name>.txt` as compiled.
+      tpu_types: see `chips.find`. Where the images a device are as many, the program is the same.
+      folder: where to keep the programs, `<program>_<images>.hlo` as given and
+        `<program>_<tpu_type>.txt` as compiled.
+      plan: see `compile_program`.
 
     Raises:
       ValueError: see `chips.find`; the batch does not divide by the slice's devices; host mode.
@@ -41,39 +50,44 @@ def compile_recipe(
     """
     if data.augment == "host":
         raise ValueError("tpu_compile knows Data.augment='device' only")
-    name, chip, devices = chips.find(tpu_type)
+    slices = {tpu_type: chips.find(tpu_type) for tpu_type in tpu_types}
     check_installed()
-    if data.batch_size % devices:
-        raise ValueError(
-            f"Data.batch_size={data.batch_size} does not divide by the {devices} devices of "
-            f"--tpu_type={tpu_type}"
-        )
-    batch = data.batch_size // devices
+    for tpu_type, (_, _, devices) in slices.items():
+        if data.batch_size % devices:
+            raise ValueError(
+                f"Data.batch_size={data.batch_size} does not divide by the {devices} devices of "
+                f"--tpu_type={tpu_type}"
+            )
+    adds, figures = {}, []
     with tempfile.TemporaryDirectory() as temporary:
-        paths = {program: Path(folder or temporary) / program for program in PROGRAMS}
-        recipe = (gin.config_str(), task, trainer, data, schedule)
-        # Another process: a compilation needs the memory that TensorFlow keeps.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            limit = pool.submit(_lower, *recipe, batch, chip, paths).result()
-        about = {"tpu": name, "devices": devices, "batch": batch}
-        return [
-            {"program": program}
-            | about
-            | compile_program(chip, path)
-            | {"limit_ms": limit[program]}
-            for program, path in paths.items()
-        ]
+        root = Path(folder or temporary)
+        for tpu_type, (name, chip, devices) in slices.items():
+            batch = data.batch_size // devices
+            if batch not in adds:
+                adds[batch] = _in_a_process(_lower, task, trainer, data, schedule, batch, root)
+            for program, n in adds[batch].items():
+                hlo, output = root / f"{program}_{batch}.hlo", root / f"{program}_{tpu_type}"
+                about = {"program": program, "tpu": name, "devices": devices, "batch": batch}
+                limit = {"limit_ms": 2 * n * batch / chip.teraflops / 1e9}
+                figures.append(about | compile_program(chip, hlo, output, plan) | limit)
+    return figures
 
 
-def _lower(config: str, task, trainer, data, schedule, batch: int, chip, paths: dict) -> dict:
-    """Writes the programs to `paths` and returns `limits`."""
+def _in_a_process(function, *args):
+    """`function(gin's configuration, *args)`, whose memory is free afterwards."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, gin.config_str(), *args).result()
+
+
+def _lower(config: str, task, trainer, data, schedule, batch: int, root: Path) -> dict[str, int]:
+    """Writes the programs to `root` and returns their `multiply_adds`."""
     gin.parse_config(config, skip_unknown=True)  # what is not imported here is not used here
-    paths["train"].parent.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     train = programs.train_step(task, trainer, data, schedule, batch)
-    paths["train"].with_suffix(".hlo").write_bytes(train)
+    (root / f"train_{batch}.hlo").write_bytes(train)
     predict = programs.predict(task, trainer, data, batch)
-    paths["predict"].with_suffix(".hlo").write_bytes(predict)
-    return limits(task, data, batch, chip)
+    (root / f"predict_{batch}.hlo").write_bytes(predict)
+    return multiply_adds(task, data)
 
 
 def check_installed() -> None:
@@ -86,16 +100,20 @@ def check_installed() -> None:
         raise ImportError("--mode=tpu_compile needs: pip install 'spinenet_tf[tpu]'")
 
 
-def compile_program(chip: chips.Chip, path: Path) -> dict:
-    """Compiles the serialized HLO module `path`.hlo in another process; returns memory and cost.
+def compile_program(chip: chips.Chip, hlo: Path, output: Path, plan: bool = False) -> dict:
+    """Compiles a serialized HLO module in another process; returns memory and cost.
+
+    Args:
+      output: the program is written to `output`.txt.
+      plan: only as far as the assignment of memory, a fraction of the time. No program is written;
+        the figures have no time, nor the memory of machine code, for which `CODE` is left.
 
     Raises:
       RuntimeError: the compiler refuses it for another reason than memory.
     """
-    argv = [sys.executable, compiler.__file__, f"{path}.hlo", f"--topology={chip.topology}"]
-    done = subprocess.run(
-        [*argv, f"--output={path}"], capture_output=True, text=True, env=dict(os.environ)
-    )
+    argv = [sys.executable, compiler.__file__, str(hlo), f"--topology={chip.topology}"]
+    argv += [f"--output={output}", *["--plan"] * plan]
+    done = subprocess.run(argv, capture_output=True, text=True, env=dict(os.environ))
     if done.returncode < 0:
         raise RuntimeError(
             f"the compiler of {chip.topology} was killed by signal {-done.returncode}: was there "
@@ -104,14 +122,17 @@ def compile_program(chip: chips.Chip, path: Path) -> dict:
     if done.returncode:
         raise RuntimeError(f"the compiler of {chip.topology} failed: {done.stderr[-2000:]}")
     figures = json.loads(done.stdout.splitlines()[-1])
+    seconds = {"seconds": figures["seconds"]}
     if "error" in figures:
-        return {"fits": False, "error": figures["error"], "seconds": figures["seconds"]}
+        return {"fits": False, "error": figures["error"]} | seconds
+    if plan:
+        gib = figures["planned"] / 2**30
+        return {"fits": gib + CODE <= chip.hbm, "hbm_gib": gib} | seconds
     memory = {kind: figures[kind] for kind in compiler.MEMORY}
     total = sum(memory.values()) - 2 * memory["alias"]
-    costs = cost.cost(cost.parse(path.with_suffix(".txt").read_text()), chip)
-    return {
+    costs = cost.cost(cost.parse(Path(f"{output}.txt").read_text()), chip)
+    return seconds | {
         "fits": total <= chip.hbm * 2**30,
-        "seconds": figures["seconds"],
         "memory": memory,
         "hbm_gib": total / 2**30,
         "estimated_ms": costs.estimated,
@@ -122,17 +143,16 @@ def compile_program(chip: chips.Chip, path: Path) -> dict:
     }
 
 
-def limits(task: Any, data: Data, batch: int, chip: chips.Chip) -> dict[str, float]:
-    """Milliseconds that the multiply-adds take at the chip's peak; thrice the model's in training.
+def multiply_adds(task: Any, data: Data) -> dict[str, int]:
+    """Of an image, in the paper's count; thrice the model's in training.
 
-    The model's are in the paper's count; a view of an image is two matrix products.
+    A view of an image is two matrix products.
     """
     once = count(task.build(), task.runs()).multiply_adds
     view = 0
     if task.labels[0] != "class":
         view = augment.multiply_adds(data.canvas, task.image_size)
-    adds = {"train": 3 * once + view, "predict": once + view}
-    return {name: 2 * n * batch / chip.teraflops / 1e9 for name, n in adds.items()}
+    return {"train": 3 * once + view, "predict": once + view}
 
 
 def text(figures: dict) -> str:
@@ -140,10 +160,16 @@ def text(figures: dict) -> str:
     title = "{program} on {tpu}, {batch} images on each of {devices} devices".format(**figures)
     if "error" in figures:
         return f"{title}: does not fit\n  {figures['error']}"
+    title += ": fits" if figures["fits"] else ": does not fit"
+    if "memory" not in figures:
+        return (
+            f"{title}\n  memory    {figures['hbm_gib']:.2f} GiB without machine code, for which "
+            f"{CODE:.0f} GiB is left\n  planned   in {figures['seconds']:.0f} s"
+        )
     memory = {kind: bytes_ / 2**20 for kind, bytes_ in figures["memory"].items()}
     total = figures["estimated_ms"] + figures["copied_ms"]
     lines = [
-        f"{title}: {'fits' if figures['fits'] else 'does not fit'}",
+        title,
         f"  memory    {figures['hbm_gib']:.2f} GiB: "
         + ", ".join(f"{kind} {size:.0f} MiB" for kind, size in memory.items()),
         f"  time      {total:.1f} ms by the compiler's estimate (no run time), of which "
