@@ -11,7 +11,7 @@ import tiny
 
 from spinenet_tf import main, modes
 from spinenet_tf.data.pipeline import batch_spec, train_batches
-from spinenet_tf.tpu import chips, cost, programs, report
+from spinenet_tf.tpu import chips, compiler, cost, programs, report
 
 V3 = chips.CHIPS["v3"]
 needs_compiler = pytest.mark.skipif(
@@ -145,13 +145,15 @@ def test_the_spec_of_a_batch_is_that_of_the_input(labels, tmp_path):
 @needs_compiler
 def test_a_recipe_is_compiled_for_a_tpu(tmp_path, capsys):
     gin.parse_config([*tiny.BINDINGS, "Training.deterministic = False", "Data.batch_size = 64"])
+    modes.tpu_compile(["v3-32", "v5e-32"], str(tmp_path), as_json=True, plan=True)
+    plans = list(map(json.loads, capsys.readouterr().out.splitlines()[-4:]))
     modes.tpu_compile(["v3-32"], str(tmp_path), as_json=True)
     train, predict = map(json.loads, capsys.readouterr().out.splitlines()[-2:])
     weights = modes.make_task().build().count_params() * 4
     for one in (train, predict):
         assert one["fits"] and one["batch"] == 2 and one["devices"] == 32
         assert one["estimated_ms"] > one["limit_ms"] > 0 and one["layers"]["stem"] > 0
-        assert (tmp_path / f"{one['program']}.txt").exists()
+        assert (tmp_path / f"{one['program']}_v3-32.txt").exists()
     canvases = 2 * 64 * 64 * 3
     assert train["memory"]["argument"] > 2 * weights * 0.95 + canvases  # with velocities
     assert train["memory"]["alias"] > 2 * weights * 0.95  # updated in place
@@ -159,6 +161,18 @@ def test_a_recipe_is_compiled_for_a_tpu(tmp_path, capsys):
     assert predict["memory"]["alias"] == 0
     text = report.text(train)
     assert "train on v3, 2 images on each of 32 devices: fits" in text and "no run time" in text
+    _check_plans(plans, [train, predict])
+
+
+def _check_plans(plans: list[dict], compiled: list[dict]) -> None:
+    """The memory is the compiled program's without its code but with constants; no time."""
+    where = [(plan["tpu"], plan["program"]) for plan in plans]
+    assert where == [(tpu, name) for tpu in ("v3", "v5e") for name in ("train", "predict")]
+    for plan, one in zip(plans, compiled, strict=False):  # those of v3
+        code = one["memory"]["generated_code"] / 2**30
+        assert plan["hbm_gib"] == pytest.approx(one["hbm_gib"] - code, abs=0.003)
+        assert plan["fits"] and "estimated_ms" not in plan and "memory" not in plan
+        assert "fits\n" in report.text(plan) and "without machine code" in report.text(plan)
 
 
 @needs_compiler
@@ -167,10 +181,32 @@ def test_a_program_that_does_not_fit_says_so(tmp_path):
         lambda x: tf.sort(x) + tf.reverse(x, [0]), [tf.TensorSpec([8, 2**28], tf.float32)]
     )
     (tmp_path / "large.hlo").write_bytes(hlo)
-    figures = report.compile_program(V3, tmp_path / "large")
-    assert not figures["fits"] and "hbm" in figures["error"].lower()
-    about = {"program": "train", "tpu": "v3", "batch": 8, "devices": 32}
-    assert "does not fit" in report.text(about | figures)
+    for plan in (True, False):
+        figures = report.compile_program(V3, tmp_path / "large.hlo", tmp_path / "large", plan)
+        assert not figures["fits"] and "hbm" in figures["error"].lower()
+        about = {"program": "train", "tpu": "v3", "batch": 8, "devices": 32}
+        assert "does not fit" in report.text(about | figures)
+
+
+def test_a_plan_leaves_room_for_the_code(monkeypatch, tmp_path):
+    line = json.dumps({"planned": 15.5 * 2**30, "seconds": 1.0})
+    done = subprocess.CompletedProcess([], 0, stdout=line, stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    for chip, fits in (("v3", False), ("v4", True)):
+        path = tmp_path / "program"
+        assert report.compile_program(chips.CHIPS[chip], path, path, plan=True)["fits"] == fits
+
+
+def test_memory_is_read_from_the_compilers_report():
+    text = """Memory Space: default (color=0)
+Total bytes: 811226112 (773.65MiB)
+  cumulative_size;       size
+Memory Space: hbm (color=3)
+Total bytes: 66991104 (63.89MiB)
+"""
+    assert compiler.planned_bytes(text) == 811226112
+    with pytest.raises(ValueError, match="no report of memory usage: 'Memory"):
+        compiler.planned_bytes(text.replace("default", "vmem"))
 
 
 def test_a_killed_compiler_is_told_from_one_that_fails(monkeypatch, tmp_path):
@@ -178,7 +214,7 @@ def test_a_killed_compiler_is_told_from_one_that_fails(monkeypatch, tmp_path):
         done = subprocess.CompletedProcess([], status, stdout="", stderr="no such op")
         monkeypatch.setattr(subprocess, "run", lambda *_, done=done, **__: done)
         with pytest.raises(RuntimeError, match=message):
-            report.compile_program(V3, tmp_path / "program")
+            report.compile_program(V3, tmp_path / "program.hlo", tmp_path / "program")
 
 
 @needs_compiler
@@ -197,7 +233,8 @@ def test_programs_of_v6e_can_be_read(function, shapes, tmp_path):
     specs = [tf.TensorSpec(*shape) for shape in shapes]
     hlo = programs.lower(lambda *tensors: function(*tensors), specs)
     (tmp_path / "program.hlo").write_bytes(hlo)
-    figures = report.compile_program(chips.CHIPS["v6e"], tmp_path / "program")
+    path = tmp_path / "program"
+    figures = report.compile_program(chips.CHIPS["v6e"], path.with_suffix(".hlo"), path)
     assert figures["fits"] and figures["estimated_ms"] > 0
 
 

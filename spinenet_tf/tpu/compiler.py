@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # do not look for the machine's TPU
@@ -90,8 +91,12 @@ def _end_with_plan(folder: str, start: float) -> None:
     """Waits for the program that is written after the report of memory usage, then ends."""
     while not glob.glob(f"{folder}/*after_buffer_assignment.txt"):
         time.sleep(0.1)
-    with open(glob.glob(f"{folder}/*memory-usage-report.txt")[0]) as file:
-        figures = {"planned": planned_bytes(file.read())}
+    try:
+        with open(glob.glob(f"{folder}/*memory-usage-report.txt")[0]) as file:
+            figures = {"planned": planned_bytes(file.read())}
+    except (IndexError, ValueError):  # of a thread, which alone would not end the process
+        traceback.print_exc()
+        os._exit(1)
     shutil.rmtree(folder, ignore_errors=True)  # 100 MB
     _end(figures, start)
 
