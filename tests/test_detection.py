@@ -1,5 +1,7 @@
 """The detection task: its loss by hand, Model Garden's labels, edge cases, XLA."""
 
+import contextlib
+
 import gin
 import keras
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from spinenet_tf.models.device import for_tpu, shapes_may_vary, varying_shapes
 from spinenet_tf.ops import augment, matching
 from spinenet_tf.ops import boxes as box_ops
 from spinenet_tf.ops.anchors import Anchors
 from spinenet_tf.tasks import common
 from spinenet_tf.tasks.detection import Detection
+from spinenet_tf.train.trainer import Run, Training
 
 SIZE, BOXES = 64, 100
 RNG = np.random.default_rng(0)
@@ -158,6 +162,49 @@ def test_targets_equal_model_gardens():
     positive = ours.positive[0].numpy()
     deltas = matching.box_targets(boxes[None], ours.object[..., None], anchors[:, None])
     np.testing.assert_allclose(deltas[0][positive], flat_deltas[positive], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [[EMPTY], [IMAGES["full"]], [IMAGES["border"], EMPTY]])
+def test_without_its_padding_a_batch_has_the_same_loss(detector, rows, monkeypatch):
+    task, model = detector
+    batch, seen, match = batch_of(rows), [], matching.match
+    batch["classes"] = tf.concat([batch["classes"][:, :20], batch["classes"][:, 20:] * 0], 1)
+
+    def spy(overlap, *args):
+        seen.append(overlap.shape[-1])
+        return match(overlap, *args)
+
+    monkeypatch.setattr(matching, "match", spy)
+    losses = []
+    for allowed in (False, True):
+        with varying_shapes(allowed):
+            losses.append(task.loss(model, batch, training=False)[1])
+    for name, value in losses[0].items():
+        assert float(losses[1][name]) == pytest.approx(float(value), rel=1e-6), name
+    real = tf.where(batch["classes"] > 0, tf.range(1, BOXES + 1), 1)
+    assert seen[0] == BOXES and 1 <= seen[1] <= tf.reduce_max(real)
+
+
+@pytest.mark.parametrize(
+    ("xla", "context", "varying"),
+    [(False, contextlib.nullcontext, True), (True, contextlib.nullcontext, False)]
+    + [(False, for_tpu, False)],
+)
+def test_shapes_vary_where_no_xla_compiles_the_step(xla, context, varying, tmp_path, monkeypatch):
+    gin.parse_config(tiny.BINDINGS)
+    with context():
+        run = Run(
+            Detection(), Training(precision="float32", xla=xla, deterministic=False), str(tmp_path)
+        )
+    seen, loss = [], Detection.loss
+
+    def spy(*args, **kwargs):
+        seen.append(shapes_may_vary())
+        return loss(*args, **kwargs)
+
+    monkeypatch.setattr(Detection, "loss", spy)
+    run.replica_step(batch_of([IMAGES["full"]]), tf.constant(0.0), 10)
+    assert seen == [varying] and not shapes_may_vary()
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from test_models import assert_close
 
 from spinenet_tf import MaskRCNN, SpineNet
 from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
+from spinenet_tf.models.device import varying_shapes
 from spinenet_tf.ops import augment, rois
 from spinenet_tf.ops import masks as mask_ops
 from spinenet_tf.tasks.instances import Instances, InstanceSegmentation
@@ -251,6 +252,16 @@ def test_loss_compiles_with_xla(records):
     # Scores that differ in the last digit may choose another region for the second stage.
     for name in ("class", "box", "mask"):
         assert np.isfinite(float(compiled[name])) and float(compiled[name]) > 0
+
+
+def test_without_its_padding_a_batch_has_the_same_loss(records):
+    task, model = build(records, "Style.stochastic_depth = 0.0")
+    batch, losses = first_batch(), []
+    for allowed in (False, True):
+        with varying_shapes(allowed):
+            losses.append(task.loss(model, batch, training=False)[1])
+    for name, value in losses[0].items():
+        assert float(losses[1][name]) == pytest.approx(float(value), rel=1e-6), name
 
 
 # --- the metric

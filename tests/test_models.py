@@ -13,7 +13,9 @@ import tensorflow as tf
 
 from spinenet_tf import RetinaNet, SpineNet, graphs, specs
 from spinenet_tf.models.count import count
-from spinenet_tf.models.keras_layers import ImageConv, MapDense, StochasticDepth
+from spinenet_tf.models.device import for_tpu
+from spinenet_tf.models.keras_layers import ImageConv, MapDense, StochasticDepth, Swish
+from spinenet_tf.models.layers import Style
 
 NODES = graphs.wire(graphs.SPINENET_49)
 RNG = np.random.default_rng(0)
@@ -280,3 +282,27 @@ def test_map_dense_is_flatten_and_dense():
     assert layer.kernel.shape == (120, 7) and layer.compute_output_shape(maps.shape) == (3, 7)
     with pytest.raises(ValueError, match="incompatible"):
         layer(maps[:, 1:])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_swish_and_its_gradient_are_tensorflows(dtype):
+    x = tf.cast(tf.linspace(-60.0, 60.0, 1201), dtype)
+    found = []
+    for function in (Swish(dtype=dtype), tf.nn.silu):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+            loss = tf.reduce_sum(tf.sin(tf.cast(y, "float64")))
+        found.append([y, tape.gradient(loss, x)])
+    rounding = 8 * {"float64": 2e-16, "float32": 1e-7, "bfloat16": 2**-8}[dtype]
+    for ours, theirs in zip(*found, strict=True):
+        ours, theirs = (tf.cast(v, "float64").numpy() for v in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, rtol=rounding, atol=rounding)
+
+
+def test_a_tpus_swish_is_kerases():
+    image, style = keras.Input((4, 4, 3)), Style(activation="swish")
+    with for_tpu():
+        of_tpu = keras.Model(image, style.act(image, "act")).get_layer("act")
+    here = keras.Model(image, style.act(image, "act")).get_layer("act")
+    assert isinstance(here, Swish) and of_tpu.activation is keras.activations.silu

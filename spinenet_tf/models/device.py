@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import keras
 
 _FOR_TPU = contextvars.ContextVar("for_tpu", default=False)
+_VARYING = contextvars.ContextVar("varying", default=False)
 _IMAGES = contextvars.ContextVar("images", default=0)
 
 
@@ -43,3 +44,18 @@ def on_tpu() -> bool:
 def images_at_once() -> int:
     """How many images a model built now will see at once on a TPU; 0: no TPU, or not known."""
     return _IMAGES.get() if on_tpu() else 0
+
+
+@contextlib.contextmanager
+def varying_shapes(allowed: bool) -> Iterator[None]:
+    """What is computed within may have shapes that depend on the data, which XLA cannot compile."""
+    token = _VARYING.set(allowed)
+    try:
+        yield
+    finally:
+        _VARYING.reset(token)
+
+
+def shapes_may_vary() -> bool:
+    """Whether shapes may depend on the data here."""
+    return _VARYING.get()

@@ -14,6 +14,7 @@ from spinenet_tf.models.keras_layers import (
     DropBlock,
     ImageConv,
     StochasticDepth,
+    Swish,
     Upsample,
     WeightDecay,
 )
@@ -76,6 +77,8 @@ class Style:
 
     def act(self, x, name: str | None = None):
         """The activation."""
+        if self.activation == "swish" and not on_tpu():
+            return Swish(name=name)(x)
         return keras.layers.Activation(self.activation, name=name)(x)
 
     def norm_layer(self, name: str) -> keras.layers.BatchNormalization:

@@ -61,7 +61,7 @@ def anchor_targets(
     valid: tf.Tensor,
     threshold: float,
 ) -> Targets:
-    """Targets of anchors [a, 4] from padded boxes [b, n, 4], classes [b, n] and valid [b, n]."""
+    """Targets of anchors [a, 4] from padded boxes [b, n, 4], valid [b, n], classes [b, >= n]."""
     index, positive = match(box_ops.iou(anchors[None], boxes), valid, threshold)
     classes = tf.where(positive, tf.gather(classes, index, batch_dims=1), 0)
     return Targets(classes, index, positive)

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from spinenet_tf.models.device import shapes_may_vary
 from spinenet_tf.ops import augment, boxes
 
 
@@ -36,6 +37,18 @@ def seen_objects(batch: dict, view: augment.View, size: int):
     clipped = tf.clip_by_value(whole, 0.0, float(size))
     valid = (batch["classes"] > 0) & ~batch["crowd"] & (boxes.area(clipped) > 0)
     return clipped, whole, valid
+
+
+def without_padding(boxes: tf.Tensor, valid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """[b, n, 4] boxes and [b, n] bool up to the last valid box of any image, where shapes may vary.
+
+    An image has 7 boxes on average and place for 100; at least one is kept.
+    """
+    if not shapes_may_vary():
+        return boxes, valid
+    places = tf.where(valid, tf.range(1, tf.shape(valid)[1] + 1), 1)
+    last = tf.reduce_max(places)
+    return boxes[:, :last], valid[:, :last]
 
 
 def to_source(found: tf.Tensor, batch: dict, view: augment.View) -> tf.Tensor:

@@ -107,6 +107,7 @@ class Detection:
     def targets(self, boxes: tf.Tensor, classes: tf.Tensor, valid: tf.Tensor) -> matching.Targets:
         """Anchor targets of [b, n, 4] boxes in a view, without crowds and boxes cropped away."""
         anchors = tf.constant(self.anchors.boxes((self.image_size, self.image_size)))
+        boxes, valid = common.without_padding(boxes, valid)
         return matching.anchor_targets(anchors, boxes, classes, valid, self.match_threshold)
 
     def losses(self, outputs: dict, targets: matching.Targets, boxes: tf.Tensor) -> dict:

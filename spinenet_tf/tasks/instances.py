@@ -164,9 +164,10 @@ class InstanceSegmentation:
         """Of sampled anchors: cross entropy of object or not, Huber loss of the positive boxes."""
         logits, outputs = (tf.concat(parts, 1) for parts in self._rpn_levels(rpn))
         anchors = tf.constant(self.anchors.boxes((self.image_size, self.image_size)))
-        overlap = box_ops.iou(anchors[None], boxes)
-        index, positive = matching.match(overlap, valid, self.rpn_positive)
-        best = tf.reduce_max(tf.where(valid[:, None], overlap, 0.0), -1)
+        seen, real = common.without_padding(boxes, valid)
+        overlap = box_ops.iou(anchors[None], seen)
+        index, positive = matching.match(overlap, real, self.rpn_positive)
+        best = tf.reduce_max(tf.where(real[:, None], overlap, 0.0), -1)
         negative = (best < self.rpn_negative) & ~positive
         chance = rois.luck(draws, anchors.shape[0], 1)
         most = int(self.rpn_samples * self.rpn_fraction)

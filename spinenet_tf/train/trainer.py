@@ -15,6 +15,7 @@ from spinenet_tf.checkpoints import folder, load
 from spinenet_tf.data.check import named_errors
 from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
 from spinenet_tf.data.report import Report
+from spinenet_tf.models.device import on_tpu, varying_shapes
 from spinenet_tf.models.keras_layers import training_progress
 from spinenet_tf.train.gradients import gradient
 from spinenet_tf.train.optimizer import Momentum, Schedule
@@ -118,6 +119,7 @@ class Run:
         trainer.set_up()
         with self.strategy.scope():
             self.model = task.build()
+            self.varying = not (trainer.xla or on_tpu())  # no XLA: shapes may depend on the data
             variables = [v.value for v in self.model.trainable_variables]
             self.optimizer = Momentum(variables, trainer.momentum)
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
@@ -228,7 +230,7 @@ class Run:
     def replica_step(self, batch: dict, learning_rate: tf.Tensor, total_steps: int) -> dict:
         """One replica's step on its batch: updates the weights, returns its part of the logs."""
         progress = tf.cast(self.step, tf.float32) / total_steps
-        with training_progress(progress):
+        with training_progress(progress), varying_shapes(self.varying):
             with tf.GradientTape() as tape:
                 total, logs = self.task.loss(self.model, batch, training=True)
             gradients = gradient(tape, total, self.model)
