@@ -29,8 +29,9 @@ SIZE = flags.DEFINE_enum("size", "49", ["49S", "49", "96", "143", "190"], "Spine
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 640, "Side of the network's input.")
 BATCH = flags.DEFINE_integer("batch", 8, "Images of a step.", lower_bound=1)
 PRECISION = flags.DEFINE_enum(
-    "precision", "mixed_bfloat16", ["mixed_bfloat16", "float32"], "Of both."
-)
+    "precision", None, ["mixed_bfloat16", "float32"],
+    "Of both. Default: mixed_bfloat16 for a TPU; float32 here, as not all CPUs know bfloat16.",
+)  # fmt: skip
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each.", lower_bound=1)
 TPU = flags.DEFINE_string("tpu_type", None, "Compile for this TPU instead of running here.")
 PROGRAMS = flags.DEFINE_list("programs", ["train", "predict"], "For a TPU: which; also forward.")
@@ -39,6 +40,10 @@ JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 CHILD = flags.DEFINE_enum("child", None, ["ours", "garden"], "Internal: whose process this is.")
 
 GIVEN = [NETWORK, SIZE, IMAGE_SIZE, BATCH, TPU, PRECISION]  # to the children
+
+
+def _precision() -> str:
+    return PRECISION.value or ("mixed_bfloat16" if TPU.value else "float32")
 
 
 def _child(whose: str) -> None:
@@ -51,7 +56,7 @@ def _child(whose: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not mix with the answers
     with for_tpu(BATCH.value) if TPU.value else contextlib.nullcontext():
-        case = Case(NETWORK.value, SIZE.value, IMAGE_SIZE.value, BATCH.value, PRECISION.value)
+        case = Case(NETWORK.value, SIZE.value, IMAGE_SIZE.value, BATCH.value, _precision())
         _answer(MAKERS[whose](case, not TPU.value), answers)
 
 
@@ -150,7 +155,7 @@ def main(_: list[str]) -> None:
     if JSON.value:
         return print(json.dumps(figures))
     title = f"{NETWORK.value} SpineNet-{SIZE.value}, {IMAGE_SIZE.value} px, batch {BATCH.value}, "
-    title += PRECISION.value
+    title += _precision()
     if TPU.value:
         print(f"{title}, a device of {TPU.value}: estimates of the compiler, no run times")
         print("            ours   garden  ratio     ours garden  ratio   loops counted once")

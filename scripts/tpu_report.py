@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = flags.DEFINE_list("recipes", ["table*/*"], "Globs of recipes within gin_configs.")
 TPUS = flags.DEFINE_list("tpus", ["v3", "v4", "v5e", "v6e"], "Chips.")
 MOST = flags.DEFINE_integer("most", 8, "Images a device to begin with; 16 times that of classes.")
-PLAN = flags.DEFINE_bool("plans", False, "What fits, without machine code and times.")
+PLANS = flags.DEFINE_bool("plans", False, "What fits, without machine code and times.")
 REPORT = flags.DEFINE_string("report", str(ROOT / "docs/tpu_report"), "Path without ending.")
 
 HEAD = """# Recipes compiled for TPUs
@@ -63,7 +63,7 @@ def compiled(recipe: str, tpu_types: list[str]) -> list[dict]:
     """The figures of a recipe's programs; a process of its own, since TensorFlow keeps memory."""
     argv = [sys.executable, "-m", "spinenet_tf.main", "--mode=tpu_compile", "--json"]
     argv += [f"--tpu_type={','.join(tpu_types)}", f"--gin_file={ROOT}/gin_configs/{recipe}.gin"]
-    done = subprocess.run([*argv, *["--plan"] * PLAN.value], capture_output=True, text=True)
+    done = subprocess.run([*argv, *["--plan"] * PLANS.value], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"error: {recipe} on {tpu_types}: {done.stderr[-1000:]}")
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -83,7 +83,7 @@ def add(rows: list[dict], recipe: str) -> None:
         known = {
             row["slice"]
             for row in rows
-            if row["recipe"] == recipe and (PLAN.value or not is_plan(row))
+            if row["recipe"] == recipe and (PLANS.value or not is_plan(row))
         }
         if missing := [name for name in tried.values() if name not in known]:
             new = compiled(recipe, missing)

@@ -8,6 +8,8 @@ import gin
 import pytest
 import tensorflow as tf
 import tiny
+from absl import flags
+from absl.testing import flagsaver
 
 from spinenet_tf import main, modes
 from spinenet_tf.data.pipeline import batch_spec, train_batches
@@ -258,3 +260,57 @@ def test_every_detection_recipe_names_a_batch_for_the_papers_hardware():
         main.parse_gin([str(path)], [], None)
         data = modes.scoped_data("train")
         assert data.batch_size % chips.DEFAULT == 0, path
+
+
+@pytest.fixture(scope="module")
+def tpu_report():
+    path = tiny.ROOT / "scripts/tpu_report.py"
+    spec = importlib.util.spec_from_file_location("tpu_report", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    flags.FLAGS.mark_as_parsed()
+    yield module
+    flags.FLAGS.unparse_flags()
+
+
+def _row(name: str, **figures) -> dict:
+    about = {"recipe": "r", "slice": name, "program": "train", "batch": 8, "date": "2026-11-27"}
+    return about | {"fits": True, "hbm_gib": 2.5, "limit_ms": 3.0} | figures
+
+
+def test_the_report_goes_on_to_slices_that_fit(tpu_report, monkeypatch):
+    sizes = {"v3": ["v3-32", "v3-64", "v3-128"], "v4": ["v4-64", "v4-128"]}
+    monkeypatch.setattr(tpu_report, "slices", lambda recipe: sizes)
+    asked = []
+
+    def compiled(recipe, names):
+        asked.append(names)
+        no = {"fits": False, "error": "RESOURCE_EXHAUSTED"}
+        return [_row(name, **no if name == "v3-32" else {}) for name in names]
+
+    monkeypatch.setattr(tpu_report, "compiled", compiled)
+    rows = [_row("v4-64", memory={}, estimated_ms=1.0, copied_ms=0.5)]
+    tpu_report.add(rows, "r")
+    assert asked == [["v3-32"], ["v3-64"]]  # v4-64 is known and fits
+    assert [row["slice"] for row in rows] == ["v4-64", "v3-32", "v3-64"]
+    assert [tpu_report.is_plan(row) for row in rows] == [False, False, True]
+    assert tpu_report.row_of(rows[0]).endswith("| yes | 2.50 | 1.5 | 3.0 | 2026-11-27 |")
+    assert tpu_report.row_of(rows[1]).endswith("| no |  |  |  | 2026-11-27 |")
+    assert tpu_report.row_of(rows[2]).endswith("| yes | 2.50 |  | 3.0 | 2026-11-27 |")
+
+
+@pytest.mark.parametrize("plans", [True, False])
+def test_a_compiled_program_takes_the_place_of_its_plan(tpu_report, monkeypatch, plans):
+    monkeypatch.setattr(tpu_report, "slices", lambda recipe: {"v3": ["v3-32"]})
+    whole = _row("v3-32", memory={}, estimated_ms=1.0, copied_ms=0.5)
+    monkeypatch.setattr(tpu_report, "compiled", lambda recipe, names: [whole])
+    rows = [_row("v3-32")]
+    with flagsaver.flagsaver((tpu_report.PLANS, plans)):
+        tpu_report.add(rows, "r")
+    assert rows == ([_row("v3-32")] if plans else [whole])
+
+
+def test_slices_of_a_recipe_hold_its_batch(tpu_report):
+    found = tpu_report.slices("table2/49_640_c")
+    assert found["v3"][:2] == ["v3-32", "v3-64"] and found["v4"][0] == "v4-64"
+    assert tpu_report.slices("table6/49_imagenet")["v6e"][0] == "v6e-32"  # 16 times as many
