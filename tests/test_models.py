@@ -14,7 +14,13 @@ import tensorflow as tf
 from spinenet_tf import RetinaNet, SpineNet, graphs, specs
 from spinenet_tf.models.count import count
 from spinenet_tf.models.device import for_tpu
-from spinenet_tf.models.keras_layers import ImageConv, MapDense, StochasticDepth, Swish
+from spinenet_tf.models.keras_layers import (
+    ImageConv,
+    MapDense,
+    ReplicaSeeds,
+    StochasticDepth,
+    Swish,
+)
 from spinenet_tf.models.layers import Style
 
 NODES = graphs.wire(graphs.SPINENET_49)
@@ -306,3 +312,20 @@ def test_a_tpus_swish_is_kerases():
         of_tpu = keras.Model(image, style.act(image, "act")).get_layer("act")
     here = keras.Model(image, style.act(image, "act")).get_layer("act")
     assert isinstance(here, Swish) and of_tpu.activation is keras.activations.silu
+
+
+def test_draws_are_uniform_and_those_of_calls_and_layers_do_not_overlap():
+    """A Philox counter that went up by one a call would give a batch its neighbour's numbers."""
+    generators = [ReplicaSeeds(seed) for seed in (1, 2, 3)]
+    draws = np.concatenate([g.uniform((32, 1)).numpy() for _ in range(4) for g in generators])
+    assert draws.dtype == np.float32 and len(np.unique(draws)) == draws.size
+    many = generators[0].uniform((100_000,)).numpy()
+    assert 0 <= many.min() and many.max() < 1
+    share, _ = np.histogram(many, 10, (0, 1))
+    np.testing.assert_allclose(share / many.size, 0.1, atol=0.005)
+
+
+def test_a_draw_is_few_operations_of_a_tpus_program():
+    generator = ReplicaSeeds(1)
+    draw = tf.function(lambda: generator.uniform((8, 1, 1, 1)), jit_compile=True)
+    assert draw.experimental_get_compiler_ir()(stage="hlo").count(" = ") < 80  # 320 of Keras'

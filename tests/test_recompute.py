@@ -78,6 +78,7 @@ def test_the_trainers_backward_pass_knows_how_far_training_is(monkeypatch):
     """DropBlock, computed again there, drops as much as in the forward pass."""
     seen, run = [], object.__new__(trainer.Run)
     run.step, run.model, run.trainer = tf.constant(3), None, trainer.Training()
+    run.varying = False
     run.task = types.SimpleNamespace(loss=lambda *_, **__: (tf.constant(0.0), {}))
     run.optimizer = types.SimpleNamespace(apply=lambda *_: None)
     told = keras_layers._PROGRESS
