@@ -12,24 +12,29 @@ _IMAGES = contextvars.ContextVar("images", default=0)
 
 
 @contextlib.contextmanager
-def for_tpu(images: int = 0) -> Iterator[None]:
-    """Models built within are for a TPU, whatever machine this is; see `images_a_device`."""
-    token = _FOR_TPU.set(True)
-    try:
-        with images_a_device(images):
-            yield
-    finally:
-        _FOR_TPU.reset(token)
-
-
-@contextlib.contextmanager
-def images_a_device(images: int) -> Iterator[None]:
-    """Models built within will mostly see so many images at once on a device; 0: not known."""
-    token = _IMAGES.set(images)
+def _set(variable: contextvars.ContextVar, value) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _IMAGES.reset(token)
+        variable.reset(token)
+
+
+@contextlib.contextmanager
+def for_tpu(images: int = 0) -> Iterator[None]:
+    """Models built within are for a TPU, whatever machine this is; see `images_a_device`."""
+    with _set(_FOR_TPU, True), images_a_device(images):
+        yield
+
+
+def images_a_device(images: int) -> contextlib.AbstractContextManager:
+    """Models built within will mostly see so many images at once on a device; 0: not known."""
+    return _set(_IMAGES, images)
+
+
+def varying_shapes(allowed: bool) -> contextlib.AbstractContextManager:
+    """What is computed within may have shapes that depend on the data, which XLA cannot compile."""
+    return _set(_VARYING, allowed)
 
 
 def on_tpu() -> bool:
@@ -44,16 +49,6 @@ def on_tpu() -> bool:
 def images_at_once() -> int:
     """How many images a model built now will see at once on a TPU; 0: no TPU, or not known."""
     return _IMAGES.get() if on_tpu() else 0
-
-
-@contextlib.contextmanager
-def varying_shapes(allowed: bool) -> Iterator[None]:
-    """What is computed within may have shapes that depend on the data, which XLA cannot compile."""
-    token = _VARYING.set(allowed)
-    try:
-        yield
-    finally:
-        _VARYING.reset(token)
 
 
 def shapes_may_vary() -> bool:
