@@ -17,6 +17,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+PROGRAMS = ("train", "predict")
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = flags.DEFINE_list("recipes", ["table*/*"], "Globs of recipes within gin_configs.")
 TPUS = flags.DEFINE_list("tpus", ["v3", "v4", "v5e", "v6e"], "Chips.")
@@ -75,25 +76,32 @@ def compiled(recipe: str, tpu_types: list[str]) -> list[dict]:
     ]
 
 
-def add(rows: list[dict], recipe: str) -> None:
-    """Adds to `rows` what is not in it: of each chip, slices until one fits."""
+def add(rows: dict, recipe: str) -> None:
+    """Adds to `rows`, by `key`, what is not in it: of each chip, slices until one fits."""
     left = slices(recipe)
     while left := {tpu: names for tpu, names in left.items() if names}:
-        tried = {tpu: names[0] for tpu, names in left.items()}
-        known = {
-            row["slice"]
-            for row in rows
-            if row["recipe"] == recipe and (PLANS.value or not is_plan(row))
+        tried = [names[0] for names in left.values()]
+        if missing := [name for name in tried if not known(rows, recipe, name)]:
+            for row in compiled(recipe, missing):
+                print(row_of(row), flush=True)
+                if not is_plan(row) or is_plan(rows.get(key(row), row)):
+                    rows[key(row)] = row
+        left = {
+            tpu: names[1:]
+            for tpu, names in left.items()
+            if not all(rows[recipe, names[0], program]["fits"] for program in PROGRAMS)
         }
-        if missing := [name for name in tried.values() if name not in known]:
-            new = compiled(recipe, missing)
-            rows[:] = [r for r in rows if r["recipe"] != recipe or r["slice"] not in missing] + new
-            print("\n".join(map(row_of, new)), flush=True)
-        fit = {
-            name: all(r["fits"] for r in rows if (r["recipe"], r["slice"]) == (recipe, name))
-            for name in tried.values()
-        }
-        left = {tpu: names[1:] for tpu, names in left.items() if not fit[tried[tpu]]}
+
+
+def known(rows: dict, recipe: str, name: str) -> bool:
+    """Whether a slice's programs are in `rows`, compiled to their ends if that is asked for."""
+    of_slice = [rows.get((recipe, name, program)) for program in PROGRAMS]
+    return all(row and (PLANS.value or not is_plan(row)) for row in of_slice)
+
+
+def key(row: dict) -> tuple[str, str, str]:
+    """What a row is about."""
+    return row["recipe"], row["slice"], row["program"]
 
 
 def is_plan(row: dict) -> bool:
@@ -113,16 +121,17 @@ def row_of(figures: dict) -> str:
 
 def main(_: list[str]) -> None:
     path = Path(REPORT.value).with_suffix(".jsonl")
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = {key(row): row for row in map(json.loads, lines)}
     found = (p for glob in RECIPES.value for p in (ROOT / "gin_configs").glob(f"{glob}.gin"))
     recipes = sorted({str(p.relative_to(ROOT / "gin_configs").with_suffix("")) for p in found})
     if not recipes:
         sys.exit(f"error: --recipes={RECIPES.value} match nothing in gin_configs")
     for recipe in recipes:
         add(rows, recipe)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows.sort(key=lambda row: (row["recipe"], row["slice"], row["program"]))
-    path.with_suffix(".md").write_text(HEAD + "".join(f"{row_of(row)}\n" for row in rows))
+        path.write_text("".join(json.dumps(row) + "\n" for _, row in sorted(rows.items())))
+    table = "".join(f"{row_of(row)}\n" for _, row in sorted(rows.items()))
+    path.with_suffix(".md").write_text(HEAD + table)
 
 
 if __name__ == "__main__":

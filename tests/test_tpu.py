@@ -273,9 +273,17 @@ def tpu_report():
     flags.FLAGS.unparse_flags()
 
 
-def _row(name: str, **figures) -> dict:
-    about = {"recipe": "r", "slice": name, "program": "train", "batch": 8, "date": "2026-11-27"}
-    return about | {"fits": True, "hbm_gib": 2.5, "limit_ms": 3.0} | figures
+def _rows(name: str, **figures) -> list[dict]:
+    about = {"recipe": "r", "slice": name, "batch": 8, "date": "2026-11-27"}
+    figures = {"fits": True, "hbm_gib": 2.5, "limit_ms": 3.0} | figures
+    return [about | {"program": program} | figures for program in ("train", "predict")]
+
+
+def _by_key(tpu_report, rows: list[dict]) -> dict:
+    return {tpu_report.key(row): row for row in rows}
+
+
+WHOLE = dict(memory={}, estimated_ms=1.0, copied_ms=0.5)
 
 
 def test_the_report_goes_on_to_slices_that_fit(tpu_report, monkeypatch):
@@ -286,28 +294,39 @@ def test_the_report_goes_on_to_slices_that_fit(tpu_report, monkeypatch):
     def compiled(recipe, names):
         asked.append(names)
         no = {"fits": False, "error": "RESOURCE_EXHAUSTED"}
-        return [_row(name, **no if name == "v3-32" else {}) for name in names]
+        return [row for name in names for row in _rows(name, **no if name == "v3-32" else {})]
 
     monkeypatch.setattr(tpu_report, "compiled", compiled)
-    rows = [_row("v4-64", memory={}, estimated_ms=1.0, copied_ms=0.5)]
-    tpu_report.add(rows, "r")
-    assert asked == [["v3-32"], ["v3-64"]]  # v4-64 is known and fits
-    assert [row["slice"] for row in rows] == ["v4-64", "v3-32", "v3-64"]
-    assert [tpu_report.is_plan(row) for row in rows] == [False, False, True]
-    assert tpu_report.row_of(rows[0]).endswith("| yes | 2.50 | 1.5 | 3.0 | 2026-11-27 |")
-    assert tpu_report.row_of(rows[1]).endswith("| no |  |  |  | 2026-11-27 |")
-    assert tpu_report.row_of(rows[2]).endswith("| yes | 2.50 |  | 3.0 | 2026-11-27 |")
-
-
-@pytest.mark.parametrize("plans", [True, False])
-def test_a_compiled_program_takes_the_place_of_its_plan(tpu_report, monkeypatch, plans):
-    monkeypatch.setattr(tpu_report, "slices", lambda recipe: {"v3": ["v3-32"]})
-    whole = _row("v3-32", memory={}, estimated_ms=1.0, copied_ms=0.5)
-    monkeypatch.setattr(tpu_report, "compiled", lambda recipe, names: [whole])
-    rows = [_row("v3-32")]
-    with flagsaver.flagsaver((tpu_report.PLANS, plans)):
+    rows = _by_key(tpu_report, _rows("v4-64", **WHOLE))
+    with flagsaver.flagsaver((tpu_report.PLANS, True)):
         tpu_report.add(rows, "r")
-    assert rows == ([_row("v3-32")] if plans else [whole])
+    assert asked == [["v3-32"], ["v3-64"]]  # v4-64 is known and fits
+    assert [row["slice"] for row in rows.values()] == [
+        n for n in ("v4-64", "v3-32", "v3-64") for _ in "ab"
+    ]
+    whole, no, plan = list(rows.values())[::2]
+    assert [tpu_report.is_plan(row) for row in (whole, no, plan)] == [False, False, True]
+    assert tpu_report.row_of(whole).endswith("| yes | 2.50 | 1.5 | 3.0 | 2026-11-27 |")
+    assert tpu_report.row_of(no).endswith("| no |  |  |  | 2026-11-27 |")
+    assert tpu_report.row_of(plan).endswith("| yes | 2.50 |  | 3.0 | 2026-11-27 |")
+
+
+def test_a_compiled_program_takes_the_place_of_its_plan_and_not_the_other_way(
+    tpu_report, monkeypatch
+):
+    monkeypatch.setattr(tpu_report, "slices", lambda recipe: {"v3": ["v3-32"]})
+    plans, whole = _rows("v3-32"), _rows("v3-32", **WHOLE)
+    for there, plan, made, expected in (
+        (plans, False, whole, whole),
+        (plans, True, None, plans),  # nothing is made
+        (whole[:1], True, plans, [whole[0], plans[1]]),
+        ([whole[0], plans[1]], False, whole, whole),
+    ):
+        monkeypatch.setattr(tpu_report, "compiled", lambda recipe, names, made=made: made)
+        rows = _by_key(tpu_report, there)
+        with flagsaver.flagsaver((tpu_report.PLANS, plan)):
+            tpu_report.add(rows, "r")
+        assert list(rows.values()) == expected
 
 
 def test_slices_of_a_recipe_hold_its_batch(tpu_report):
