@@ -4,7 +4,7 @@
 
 Of a chip's slices, the smallest is taken on which the recipe's batch fits, from --most images a
 device down. A compilation takes 5 minutes to an hour on 2 cores; with --plans, which ends where the
-compiler has assigned memory, one to ten. What is in docs/tpu_report.jsonl is not done again, so
+compiler has assigned memory, one to twenty. What is in docs/tpu_report.jsonl is not done again, so
 the report grows with every call, and a compiled program takes the place of its plan. Delete its
 lines to have them made anew.
 """
@@ -19,7 +19,7 @@ from absl import app, flags
 
 PROGRAMS = ("train", "predict")
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = flags.DEFINE_list("recipes", ["table*/*"], "Globs of recipes within gin_configs.")
+RECIPES = flags.DEFINE_list("recipes", ["table*/*", "section*/*"], "Globs of recipes within gin_configs.")
 TPUS = flags.DEFINE_list("tpus", ["v3", "v4", "v5e", "v6e"], "Chips.")
 MOST = flags.DEFINE_integer("most", 8, "Images a device to begin with; 16 times that of classes.")
 PLANS = flags.DEFINE_bool("plans", False, "What fits, without machine code and times.")
