@@ -19,7 +19,9 @@ from absl import app, flags
 
 PROGRAMS = ("train", "predict")
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = flags.DEFINE_list("recipes", ["table*/*", "section*/*"], "Globs of recipes within gin_configs.")
+RECIPES = flags.DEFINE_list(
+    "recipes", ["table*/*", "section*/*"], "Globs of recipes within gin_configs."
+)
 TPUS = flags.DEFINE_list("tpus", ["v3", "v4", "v5e", "v6e"], "Chips.")
 MOST = flags.DEFINE_integer("most", 8, "Images a device to begin with; 16 times that of classes.")
 PLANS = flags.DEFINE_bool("plans", False, "What fits, without machine code and times.")

@@ -51,6 +51,9 @@ class Swish(keras.layers.Layer):
     def call(self, x):
         return _swish(x)
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
 
 @ops.custom_gradient
 def _swish(x):
