@@ -147,8 +147,6 @@ def test_the_spec_of_a_batch_is_that_of_the_input(labels, tmp_path):
 @needs_compiler
 def test_a_recipe_is_compiled_for_a_tpu(tmp_path, capsys):
     gin.parse_config([*tiny.BINDINGS, "Training.deterministic = False", "Data.batch_size = 64"])
-    modes.tpu_compile(["v3-32", "v5e-32"], str(tmp_path), as_json=True, plan=True)
-    plans = list(map(json.loads, capsys.readouterr().out.splitlines()[-4:]))
     modes.tpu_compile(["v3-32"], str(tmp_path), as_json=True)
     train, predict = map(json.loads, capsys.readouterr().out.splitlines()[-2:])
     weights = modes.make_task().build().count_params() * 4
@@ -163,18 +161,53 @@ def test_a_recipe_is_compiled_for_a_tpu(tmp_path, capsys):
     assert predict["memory"]["alias"] == 0
     text = report.text(train)
     assert "train on v3, 2 images on each of 32 devices: fits" in text and "no run time" in text
-    _check_plans(plans, [train, predict])
+    for one in (train, predict):
+        _check_plan(one, tmp_path)
 
 
-def _check_plans(plans: list[dict], compiled: list[dict]) -> None:
+def _check_plan(one: dict, folder) -> None:
     """The memory is the compiled program's without its code but with constants; no time."""
-    where = [(plan["tpu"], plan["program"]) for plan in plans]
-    assert where == [(tpu, name) for tpu in ("v3", "v5e") for name in ("train", "predict")]
-    for plan, one in zip(plans, compiled, strict=False):  # those of v3
-        code = one["memory"]["generated_code"] / 2**30
-        assert plan["hbm_gib"] == pytest.approx(one["hbm_gib"] - code, abs=0.003)
-        assert plan["fits"] and "estimated_ms" not in plan and "memory" not in plan
-        assert "fits\n" in report.text(plan) and "without machine code" in report.text(plan)
+    there = set(folder.iterdir())
+    hlo = folder / f"{one['program']}_2.hlo"
+    plan = report.compile_program(V3, hlo, folder / "plan", plan=True)
+    code = one["memory"]["generated_code"] / 2**30
+    assert plan["hbm_gib"] == pytest.approx(one["hbm_gib"] - code, abs=0.003)
+    assert plan["fits"] and "estimated_ms" not in plan and "memory" not in plan
+    text = report.text(_about(one) | plan)
+    assert "fits\n" in text and "without machine code" in text
+    assert set(folder.iterdir()) == there  # no dumps are left
+
+
+def _about(one: dict) -> dict:
+    return {name: one[name] for name in ("program", "tpu", "devices", "batch")}
+
+
+def test_chips_with_as_many_images_a_device_share_a_program(monkeypatch, tmp_path):
+    gin.parse_config([*tiny.BINDINGS, "Data.batch_size = 64"])
+    lowered, compiled = [], []
+    monkeypatch.setattr(report, "check_installed", lambda: None)
+
+    def lower(function, task, trainer, data, schedule, batch, root):
+        lowered.append(batch)
+        return {"train": 3e9, "predict": 1e9}
+
+    def compile_program(chip, hlo, output, plan):
+        compiled.append((chip.topology, hlo.name, output.name, plan))
+        return {"fits": True, "hbm_gib": 1.0, "seconds": 1.0}
+
+    monkeypatch.setattr(report, "_in_a_process", lower)
+    monkeypatch.setattr(report, "compile_program", compile_program)
+    found = modes.tpu_compile(["v3-32", "v5e-64", "v4-64"], str(tmp_path), plan=True)
+    assert lowered == [2, 1]
+    assert compiled == [
+        (topology, f"{program}_{batch}.hlo", f"{program}_{name}", True)
+        for topology, batch, name in (
+            ("v3:2x2", 2, "v3-32"), ("v5e:2x2", 1, "v5e-64"), ("v4:2x2x1", 2, "v4-64"),
+        )
+        for program in ("train", "predict")
+    ]  # fmt: skip
+    assert [one["tpu"] for one in found] == ["v3", "v3", "v5e", "v5e", "v4", "v4"]
+    assert found[0]["limit_ms"] == pytest.approx(2 * 3e9 * 2 / 61.5e9)
 
 
 @needs_compiler

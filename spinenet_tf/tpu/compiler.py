@@ -3,10 +3,10 @@
     python compiler.py step.hlo --topology=v3:2x2 --output=step
 
 writes step.txt, the optimised and scheduled program, and prints one line of JSON: bytes of memory
-by kind, seconds; or an error, if the program needs more memory than there is. With --plan it ends
-where the compiler has assigned memory and before it writes machine code, which takes most of the
-time: no step.txt, and the bytes of the plan. A script of its own, run by path: needs jax and
-libtpu, and must not share a process with TensorFlow.
+by kind, seconds; or an error, if the program needs more memory than there is. With --plan=FOLDER it
+ends where the compiler has assigned memory and before it writes machine code, which takes most of
+the time: no step.txt, and the bytes of the plan; 100 MB of dumps are left in the empty FOLDER. A
+script of its own, run by path: needs jax and libtpu, and must not share a process with TensorFlow.
 """
 
 import argparse
@@ -14,9 +14,7 @@ import glob
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -97,7 +95,6 @@ def _end_with_plan(folder: str, start: float) -> None:
     except (IndexError, ValueError):  # of a thread, which alone would not end the process
         traceback.print_exc()
         os._exit(1)
-    shutil.rmtree(folder, ignore_errors=True)  # 100 MB
     _end(figures, start)
 
 
@@ -113,15 +110,14 @@ def main() -> None:
     parser.add_argument("hlo")
     parser.add_argument("--topology", required=True)
     parser.add_argument("--output", required=True, help="path without ending")
-    parser.add_argument("--plan", action="store_true", help="end when memory is assigned")
+    parser.add_argument("--plan", help="end when memory is assigned; an empty folder for dumps")
     args = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     os.environ.pop("TPU_LIBRARY_PATH", None)
     start = time.monotonic()
     if args.plan:
-        folder = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(args.output)))
-        os.environ["XLA_FLAGS"] = f"--xla_dump_to={folder} --xla_dump_hlo_as_text=true"
-        threading.Thread(target=_end_with_plan, args=(folder, start), daemon=True).start()
+        os.environ["XLA_FLAGS"] = f"--xla_dump_to={args.plan} --xla_dump_hlo_as_text=true"
+        threading.Thread(target=_end_with_plan, args=(args.plan, start), daemon=True).start()
     with open(args.hlo, "rb") as file:
         hlo = file.read()
     try:

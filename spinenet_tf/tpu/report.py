@@ -112,8 +112,10 @@ def compile_program(chip: chips.Chip, hlo: Path, output: Path, plan: bool = Fals
       RuntimeError: the compiler refuses it for another reason than memory.
     """
     argv = [sys.executable, compiler.__file__, str(hlo), f"--topology={chip.topology}"]
-    argv += [f"--output={output}", *["--plan"] * plan]
-    done = subprocess.run(argv, capture_output=True, text=True, env=dict(os.environ))
+    argv += [f"--output={output}"]
+    with tempfile.TemporaryDirectory() as dumps:
+        argv += [f"--plan={dumps}"] * plan
+        done = subprocess.run(argv, capture_output=True, text=True, env=dict(os.environ))
     if done.returncode < 0:
         raise RuntimeError(
             f"the compiler of {chip.topology} was killed by signal {-done.returncode}: was there "
