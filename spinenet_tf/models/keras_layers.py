@@ -131,8 +131,9 @@ class ReplicaSeeds(keras.random.SeedGenerator):
         """float32 numbers from 0 to 1 (without) of `shape`, others at every call.
 
         Not TensorFlow's `stateless_uniform`: it scrambles the seed, which makes 300 XLA operations
-        of a draw instead of 35, a fifth of SpineNet-190's training step. The generator, Philox,
-        needs no scrambled one: calls have other high words of its counter, layers other keys.
+        of a draw instead of 35; they were a fifth of those of SpineNet-190's training step. Philox,
+        the generator, needs no scrambling: calls have other high words of its counter, layers other
+        keys.
         """
         if keras.backend.backend() != "tensorflow":
             return keras.random.uniform(shape, seed=self)
