@@ -22,7 +22,8 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _clean_state():
-    """No test sees another's gin bindings, dtype policy or determinism."""
+    """Each test begins with the same seed, and no bindings, policy or determinism of others."""
+    keras.utils.set_random_seed(0)
     yield
     gin.clear_config()
     config.disable_op_determinism()

@@ -95,6 +95,8 @@ def train_batches(
             mine, [data.seed, tf.cast(epoch, tf.int32)]
         )
         stream = _read(tf.data.Dataset.from_tensor_slices(order), data, report)
+        # Else the caller's tf.random.set_seed would mix in, and fail if it is 0. TF's own default.
+        tf.compat.v1.set_random_seed(87654321)
         stream = stream.shard(parts, part).shuffle(buffer, seed=data.seed + epoch)
         places = tf.data.Dataset.range(pipeline, tf.int64.max, pipelines)
         # Zipped, as a map would call a function for every record.
