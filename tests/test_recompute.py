@@ -19,13 +19,18 @@ from spinenet_tf.train import trainer
 
 RNG = np.random.default_rng(7)
 RANDOM = dict(stochastic_depth=0.5, dropblock_keep=0.7, dropblock_size=2, synchronized=True)
+NODES = [
+    (2, "bottleneck", (0, 1), False),
+    (4, "residual", (0, 1), False),
+    *((level, "bottleneck", (2, level - 1), True) for level in (4, 5, 6, 7)),
+    (3, "bottleneck", (2, 7), True),
+]  # all that a graph has: more and fewer rows, blocks of both kinds, one with two children
 
 
 def network(recompute):
     keras.utils.set_random_seed(1)
-    return SpineNet(
-        "49", width=0.125, endpoints=8, input_shape=(64, 64, 3), recompute=recompute, **RANDOM
-    )
+    settings = dict(width=0.125, endpoints=8, input_shape=(64, 64, 3), **RANDOM)
+    return SpineNet("49", blocks=NODES, recompute=recompute, **settings)
 
 
 def step(model, x):

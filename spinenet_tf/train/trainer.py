@@ -105,7 +105,7 @@ class Training:
     def set_up(self) -> None:
         """Sets precision, seed and determinism of the process. Call before a model is built."""
         keras.config.set_dtype_policy(self.precision)
-        keras.utils.set_random_seed(self.seed + 1)  # tf.data's shuffle cannot cope with 0
+        keras.utils.set_random_seed(self.seed)
         if self.deterministic:
             tf.config.experimental.enable_op_determinism()
 
