@@ -366,7 +366,7 @@ def test_a_run_of_ours_is_opened_without_its_recipe(records, tmp_path):
 # --- the command line, and Keras' files
 
 
-def test_a_foreign_file_is_evaluated_in_one_command_and_exported(whole, tmp_path, records):
+def test_a_foreign_file_is_evaluated_in_one_command_and_exported(whole, tmp_path, records, capfd):
     from spinenet_tf import main, modes
 
     flags = [f"--checkpoint={whole[1]}", f"--model_dir={tmp_path}", "--image_size=64"]
@@ -382,9 +382,10 @@ def test_a_foreign_file_is_evaluated_in_one_command_and_exported(whole, tmp_path
     main.parse_gin([], [], str(tmp_path))  # config.gin is a recipe for all else
     modes.export(str(tmp_path), str(tmp_path / "saved_model"))
     assert (tmp_path / "saved_model/saved_model.pb").exists()
-    assert "has the weights of" in tiny.run(command).stdout
-    other = tiny.run([*command, "--epsilon=0.0001"])
-    assert "already holds a checkpoint" in other.stderr
+    capfd.readouterr()
+    modes.adopt(whole[1], str(tmp_path))
+    assert "has the weights of" in capfd.readouterr().out
+    assert "already holds a checkpoint" in tiny.mistake([*command, "--epsilon=0.0001"], capfd)
 
 
 MISTAKES = [

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import gin
+import pytest
+from absl import app, logging
+from absl.testing import flagsaver
 
 from spinenet_tf import modes  # noqa: F401 - registers all that gin binds
 from spinenet_tf.data import classes, coco, synthetic, synthetic_classes
@@ -68,6 +71,18 @@ def command(mode: str, model_dir: Path, records: Path, *extra: str, flags: tuple
 
 def environment(**more: str) -> dict[str, str]:
     return os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"} | more
+
+
+def mistake(argv: list[str], capfd) -> str:
+    """What the command line `argv`, of `command`, says as it fails. In this process: 8 s less."""
+    from spinenet_tf import main
+
+    verbosity = logging.get_verbosity()
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+        app.run(main.main, ["main", *map(str, argv[3:])])
+    logging.set_verbosity(verbosity)
+    assert stop.value.code not in (None, 0)
+    return f"{stop.value.code}{''.join(capfd.readouterr())}"
 
 
 def run(argv: list[str], **kwargs) -> subprocess.CompletedProcess:
