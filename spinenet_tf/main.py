@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+from logging import getLogger
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -58,6 +59,8 @@ def main(argv: list[str]) -> None:
     except Exception as error:
         if FLAGS.verbosity > 0:
             raise
+        # As it ends, TensorFlow would list each value of a checkpoint that was not restored.
+        getLogger("tensorflow").setLevel("ERROR")
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         sys.exit(f"error: {kind}{error}\n(--verbosity=1 shows where)")
 

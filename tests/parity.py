@@ -4,6 +4,8 @@ import re
 
 import numpy as np
 
+from spinenet_tf import graphs
+
 BN = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
@@ -22,6 +24,22 @@ def randomize(model, seed=0):
             variable.assign(rng.normal(0, 0.1, variable.shape))
         elif "predict" in variable.path:
             variable.assign(rng.normal(0, 0.05, variable.shape))
+
+
+def check_any_size(build, shapes, rng, close, prepare=randomize):
+    """P_l is ceil(size / 2**l), and declaring the size changes neither weights nor outputs."""
+    dynamic = build((None, None, 3))
+    prepare(dynamic)
+    for shape in shapes:
+        static = build((*shape, 3))
+        static.set_weights(dynamic.get_weights())
+        image = rng.normal(size=(2, *shape, 3)).astype("f4")
+        actual, expected = dynamic(image), static(image)
+        for level in graphs.OUTPUT_LEVELS:
+            sides = tuple(-(-side // 2**level) for side in shape)
+            assert static.output[f"P{level}"].shape == (None, *sides, 8)
+            assert actual[f"P{level}"].shape == (2, *sides, 8)
+            close(actual[f"P{level}"], expected[f"P{level}"])
 
 
 def layer_order(nodes, repeats):

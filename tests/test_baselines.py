@@ -157,20 +157,10 @@ def test_pyramids_outputs_equal_model_gardens(size, activation):
     ("R50-FPN", "official"), ("R50-FPN", "model_garden"), ("R50-NAS-FPN", "official"),
 ])  # fmt: skip
 def test_any_size_static_or_dynamic(size, numerics):
-    """P_l is ceil(size / 2**l), and declaring the size changes neither weights nor outputs."""
-    kwargs = dict(endpoints=8, numerics=numerics)
-    dynamic = ResNetFPN(size, **kwargs)
-    parity.randomize(dynamic)
-    for shape in [(224, 224), (100, 172)]:
-        static = ResNetFPN(size, input_shape=(*shape, 3), **kwargs)
-        static.set_weights(dynamic.get_weights())
-        image = RNG.normal(size=(2, *shape, 3)).astype("f4")
-        actual, expected = dynamic(image), static(image)
-        for level in graphs.OUTPUT_LEVELS:
-            sides = tuple(-(-side // 2**level) for side in shape)
-            assert static.output[f"P{level}"].shape == (None, *sides, 8)
-            assert actual[f"P{level}"].shape == (2, *sides, 8)
-            assert_close(actual[f"P{level}"], expected[f"P{level}"])
+    def build(shape):
+        return ResNetFPN(size, input_shape=shape, endpoints=8, numerics=numerics)
+
+    parity.check_any_size(build, [(224, 224), (100, 172)], RNG, assert_close)
 
 
 def test_numerics_differ_by_the_padding_of_strided_convolutions():

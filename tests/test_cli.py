@@ -9,8 +9,6 @@ import tensorflow as tf
 import tiny
 from PIL import Image
 
-from spinenet_tf import main, modes
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -100,8 +98,7 @@ def test_profile_in_words_and_as_json(capsys):
     argv = [tiny.sys.executable, "-m", "spinenet_tf.main", "--mode=profile", f"--gin_file={recipe}"]
     words = tiny.run(argv).stdout
     assert "11.945 M trainable" in words and "33.83 B an image" in words
-    main.parse_gin([str(recipe)], [], None)
-    modes.profile(as_json=True)
+    assert not tiny.run_here([*argv, "--json"])
     figures = json.loads(capsys.readouterr().out)
     assert figures["parameters"] == 11_944_598
 

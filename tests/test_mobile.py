@@ -1,5 +1,6 @@
 """Mobile SpineNet (Appendix A): counts, Model Garden's outputs, and what training needs."""
 
+import functools
 import re
 
 import keras
@@ -184,18 +185,13 @@ def _copy(pairs):
 
 @pytest.mark.parametrize("numerics", ["official", "model_garden"])
 def test_any_size_static_or_dynamic(numerics):
-    kwargs = dict(width=0.25, endpoints=8, numerics=numerics, activation="swish")
-    dynamic = SpineNetMobile("mobile-49", **kwargs)
-    randomize(dynamic)
-    for shape in [(128, 128), (224, 160), (96, 70), (1, 33)]:
-        static = SpineNetMobile("mobile-49", input_shape=(*shape, 3), **kwargs)
-        static.set_weights(dynamic.get_weights())
-        image = RNG.normal(size=(2, *shape, 3)).astype("f4")
-        expected, actual = static(image), dynamic(image)
-        for level in graphs.OUTPUT_LEVELS:
-            size = tuple(-(-side // 2**level) for side in shape)
-            assert static.output[f"P{level}"].shape == (None, *size, 8)
-            np.testing.assert_allclose(actual[f"P{level}"], expected[f"P{level}"], atol=1e-5)
+    def build(shape):
+        style = dict(numerics=numerics, activation="swish")
+        return SpineNetMobile("mobile-49", input_shape=shape, width=0.25, endpoints=8, **style)
+
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    shapes = [(128, 128), (224, 160), (96, 70), (1, 33)]
+    parity.check_any_size(build, shapes, RNG, close, randomize)
 
 
 @pytest.mark.parametrize(("numerics", "seen"), [("official", 2), ("model_garden", 3)])

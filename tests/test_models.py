@@ -1,5 +1,6 @@
 """The networks: counts of the paper, outputs of Model Garden and of the official code."""
 
+import functools
 import json
 import os
 import subprocess
@@ -50,19 +51,11 @@ def test_counting_a_dynamic_model_is_refused():
 
 @pytest.mark.parametrize("numerics", ["official", "model_garden"])
 def test_any_size_static_or_dynamic(numerics):
-    """P_l is ceil(size / 2**l), and declaring the size changes neither weights nor outputs."""
-    kwargs = dict(width=0.125, endpoints=8, numerics=numerics)
-    dynamic = SpineNet("49", **kwargs)
-    parity.randomize(dynamic)
-    for shape in [(128, 128), (224, 224), (100, 172), (64, 32)]:
-        static = SpineNet("49", input_shape=(*shape, 3), **kwargs)
-        static.set_weights(dynamic.get_weights())
-        image = RNG.normal(size=(2, *shape, 3)).astype("f4")
-        expected, actual = static(image), dynamic(image)
-        for level in graphs.OUTPUT_LEVELS:
-            size = tuple(-(-side // 2**level) for side in shape)
-            assert static.output[f"P{level}"].shape == (None, *size, 8)
-            np.testing.assert_allclose(actual[f"P{level}"], expected[f"P{level}"], atol=1e-5)
+    def build(shape):
+        return SpineNet("49", input_shape=shape, width=0.125, endpoints=8, numerics=numerics)
+
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    parity.check_any_size(build, [(128, 128), (224, 224), (100, 172), (64, 32)], RNG, close)
 
 
 def test_upsampling_reads_row_floor_of_i_times_source_over_target():

@@ -34,7 +34,7 @@ DISTINCT = list({(r.model.rstrip("*"), *GOLDEN[r.recipe]): r for r in ROWS_BUILT
 
 
 def slow(row):
-    """The largest networks with other heads than in Table 2 take half the time of all."""
+    """The largest networks with other heads than in Table 2 take a third of the time."""
     return row.table not in "23" and any(size in row.recipe for size in ("143", "190", "R152"))
 
 
@@ -61,7 +61,7 @@ def test_counts_equal_the_published_ones_or_say_why_not(row):
     )
     same = row.parameters is None or as_printed(parameters, row.parameters)
     if row.multiply_adds is not None:
-        near = abs(multiply_adds / row.multiply_adds - 1) < 0.005
+        near = abs(multiply_adds / row.multiply_adds - 1) < 0.003
         same &= near or as_printed(multiply_adds, row.multiply_adds)
     assert same or row.note
 

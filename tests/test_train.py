@@ -275,7 +275,7 @@ def test_two_mirrored_replicas_equal_one_device(records, tmp_path, recompute):
     assert np.linalg.norm(two - one) <= 1e-5 * np.linalg.norm(one)
     # Betas are all gradient, whose rounding three steps of batch norm have amplified.
     for a, b in zip(*found, strict=True):
-        np.testing.assert_allclose(b, a, rtol=0, atol=1e-2 * np.abs(a).max() + 1e-9)
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * np.abs(a).max() + 1e-9)
 
 
 SEEDS_SCRIPT = """

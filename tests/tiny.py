@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gin
 import pytest
+import tensorflow as tf
 from absl import app, logging
 from absl.testing import flagsaver
 
@@ -73,16 +74,23 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"} | more
 
 
-def mistake(argv: list[str], capfd) -> str:
-    """What the command line `argv`, of `command`, says as it fails. In this process: 8 s less."""
+def run_here(argv: list[str]):
+    """The command line `argv`, of `command`, in this process, 8 s sooner; its exit code."""
     from spinenet_tf import main
 
-    verbosity = logging.get_verbosity()
+    verbosity, level = logging.get_verbosity(), tf.get_logger().level
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
         app.run(main.main, ["main", *map(str, argv[3:])])
     logging.set_verbosity(verbosity)
-    assert stop.value.code not in (None, 0)
-    return f"{stop.value.code}{''.join(capfd.readouterr())}"
+    tf.get_logger().setLevel(level)
+    return stop.value.code
+
+
+def mistake(argv: list[str], capfd) -> str:
+    """What a command line says as it fails."""
+    code = run_here(argv)
+    assert code not in (None, 0)
+    return f"{code}{''.join(capfd.readouterr())}"
 
 
 def run(argv: list[str], **kwargs) -> subprocess.CompletedProcess:

@@ -117,8 +117,6 @@ def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
         status = checkpoint.restore(path)
         status.assert_existing_objects_matched().expect_partial()
     except (ValueError, AssertionError) as error:
-        # Else TensorFlow lists, below the error, each value that was not restored.
-        tf.get_logger().addFilter(lambda record: record.filename != "checkpoint.py")
         raise ValueError(
             f"checkpoint {path} is not of the model that the recipe builds; give the recipe it was "
             f"trained with (config.gin beside it). TensorFlow says: {error}"
