@@ -39,6 +39,10 @@ def _split(self, x, filters, names, name, columns=1):
     return [self.act(_sum(self, [x], filters, [one], one)) for one in names]
 
 
+def _act(self, x, name=None):
+    return keras.layers.Activation(self.activation, name=name)(x)
+
+
 def _stem(self, image, filters, pairs):
     x = self.conv_bn(image, filters, 7, 2, name="stem")
     return layers.max_pool(x, 3, 2, "stem_pool")
@@ -47,7 +51,7 @@ def _stem(self, image, filters, pairs):
 @contextlib.contextmanager
 def plain_layers():
     """Within it, networks are built of plain Keras layers."""
-    methods = dict(pointwise_sum=_sum, pointwise_split=_split, pooled_stem=_stem)
+    methods = dict(act=_act, pointwise_sum=_sum, pointwise_split=_split, pooled_stem=_stem)
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(Style, **methods))
         for module in (layers, pairs):

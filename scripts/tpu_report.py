@@ -13,6 +13,8 @@ import datetime
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import app, flags
@@ -34,7 +36,7 @@ They are no run times. "limit" is what the multiply-adds take at the chip's peak
 the table was compiled. `scripts/tpu_report.py` adds to it. A row without
 times is a plan: the compiler optimised the program and assigned its memory, but wrote no machine
 code. The code's memory, 0.35 GiB at most in the other rows, is not in the figure; of the device's,
-1 GiB is left for it.
+1 GiB is left for it. v6e's programs do without its SparseCores, whose parts could not be read.
 
 | recipe | slice | images a device | program | fits | HBM, GiB | ms | limit, ms | compiled |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -62,32 +64,39 @@ def slices(recipe: str) -> dict[str, list[str]]:
     }
 
 
-def compiled(recipe: str, tpu_types: list[str]) -> list[dict]:
-    """The figures of a recipe's programs; a process of its own, since TensorFlow keeps memory."""
+def compiled(recipe: str, tpu_types: list[str]) -> Iterator[dict]:
+    """Yields the figures of a recipe's programs as they are known.
+
+    In a process of its own, since TensorFlow keeps memory.
+    """
     argv = [sys.executable, "-m", "spinenet_tf.main", "--mode=tpu_compile", "--json"]
     argv += [f"--tpu_type={','.join(tpu_types)}", f"--gin_file={ROOT}/gin_configs/{recipe}.gin"]
-    done = subprocess.run([*argv, *["--plan"] * PLANS.value], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"error: {recipe} on {tpu_types}: {done.stderr[-1000:]}")
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     about = {"recipe": recipe, "date": str(datetime.date.today())}
-    names = [name for name in tpu_types for _ in range(len(rows) // len(tpu_types))]
-    return [
-        about | {"slice": name} | {k: v for k, v in row.items() if k != "layers"}
-        for name, row in zip(names, rows, strict=True)
-    ]
+    names = (name for name in tpu_types for _ in PROGRAMS)
+    with tempfile.TemporaryFile("w+") as said:
+        command = [*argv, *["--plan"] * PLANS.value]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+        for line in filter(lambda line: line.startswith("{"), process.stdout):
+            row = {k: v for k, v in json.loads(line).items() if k != "layers"}
+            yield about | {"slice": next(names)} | row
+        if process.wait():
+            said.seek(0)
+            sys.exit(f"error: {recipe} on {tpu_types}: {said.read()[-1000:]}")
 
 
-def add(rows: dict, recipe: str) -> None:
-    """Adds to `rows`, by `key`, what is not in it: of each chip, slices until one fits."""
+def add(rows: dict, recipe: str) -> Iterator[dict]:
+    """Adds to `rows`, by `key`, what is not in it: of each chip, slices until one fits.
+
+    Yields each row that it compiled.
+    """
     left = slices(recipe)
     while left := {tpu: names for tpu, names in left.items() if names}:
         tried = [names[0] for names in left.values()]
         if missing := [name for name in tried if not known(rows, recipe, name)]:
             for row in compiled(recipe, missing):
-                print(row_of(row), flush=True)
                 if not is_plan(row) or is_plan(rows.get(key(row), row)):
                     rows[key(row)] = row
+                yield row
         left = {
             tpu: names[1:]
             for tpu, names in left.items()
@@ -130,8 +139,9 @@ def main(_: list[str]) -> None:
     if not recipes:
         sys.exit(f"error: --recipes={RECIPES.value} match nothing in gin_configs")
     for recipe in recipes:
-        add(rows, recipe)
-        path.write_text("".join(json.dumps(row) + "\n" for _, row in sorted(rows.items())))
+        for row in add(rows, recipe):
+            print(row_of(row), flush=True)
+            path.write_text("".join(json.dumps(one) + "\n" for _, one in sorted(rows.items())))
     table = "".join(f"{row_of(row)}\n" for _, row in sorted(rows.items()))
     path.with_suffix(".md").write_text(HEAD + table)
 

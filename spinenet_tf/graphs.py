@@ -142,9 +142,11 @@ def wire(graph: Graph) -> tuple[Node, ...]:
     (section 3.3: such blocks connect "to the output block at the corresponding level").
 
     Raises:
-      ValueError: a row names an unknown level or kind, a parent that is not an earlier node, or an
-        output level twice; or a block reaches no output.
+      ValueError: a row or the stem names an unknown level or kind; a row a parent that is not an
+        earlier node, or an output level twice; the stem goes back to a lower level; or a block
+        reaches no output.
     """
+    _check_stem(graph.stem)
     nodes = [Node(i, level, kind, (), (), False) for i, (level, kind) in enumerate(graph.stem)]
     used = set(range(len(nodes) - 1))  # the stem is a chain: all but its last feed the next
     for row in map(_checked, graph.blocks):
@@ -172,12 +174,24 @@ def _fits(node: Node, row: Block, used: set[int]) -> bool:
     return node.index not in used and node.level == row.level and same_width
 
 
+def _check_stem(stem: Sequence[tuple[int, str]]) -> None:
+    for i, (level, kind) in enumerate(stem):
+        where = f"stem block {i} {(level, kind)}"
+        _check_block(where, level, kind)
+        if i and level < stem[i - 1][0]:
+            raise ValueError(f"{where}: the block before is at the higher level {stem[i - 1][0]}")
+
+
+def _check_block(where: str, level: int, kind: str) -> None:
+    if level not in LEVELS:
+        raise ValueError(f"{where}: level {level!r} is not one of {LEVELS}")
+    if kind not in EXPANSION:
+        raise ValueError(f"{where}: kind {kind!r} is not one of {sorted(EXPANSION)}")
+
+
 def _check_row(row: Block, index: int, nodes: Sequence[Node]) -> None:
     where = f"block {index} {tuple(row)}"
-    if row.level not in LEVELS:
-        raise ValueError(f"{where}: level {row.level!r} is not one of {LEVELS}")
-    if row.kind not in EXPANSION:
-        raise ValueError(f"{where}: kind {row.kind!r} is not one of {sorted(EXPANSION)}")
+    _check_block(where, row.level, row.kind)
     if not row.parents or any(not 0 <= p < index for p in row.parents):
         raise ValueError(f"{where}: parents {row.parents!r} must be nodes 0 to {index - 1}")
     if row.is_output and any(n.is_output and n.level == row.level for n in nodes):

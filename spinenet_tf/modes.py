@@ -133,11 +133,11 @@ def tpu_compile(
     tpu_types: Sequence[str], output: str = "", as_json: bool = False, plan: bool = False
 ) -> list[dict]:
     """Compiles the recipe's training step and prediction for TPUs, and prints what they cost."""
-    recipe = (make_task(), Training(), scoped_data("train"), Schedule())
-    figures = tpu_report.compile_recipe(*recipe, tpu_types, output, plan)
-    for one in figures:
+    recipe, found = (make_task(), Training(), scoped_data("train"), Schedule()), []
+    for one in tpu_report.compile_recipe(*recipe, tpu_types, output, plan):
         print(json.dumps(tpu_report.rounded(one)) if as_json else tpu_report.text(one), flush=True)
-    return figures
+        found.append(one)
+    return found
 
 
 def draw(output: str) -> None:
@@ -247,6 +247,7 @@ def _picture(task: Any, batch: dict, detections: tuple, i: int, names: dict) -> 
 
 
 def _load(model_dir: str) -> tuple[Any, keras.Model, list[dict]]:
+    keras.config.set_dtype_policy("float32")  # whatever a training before it has set
     task = make_task()
     model = folder.load_model(task, model_dir)
     return task, model, folder.read_sidecar(model_dir).get("categories", [])

@@ -373,9 +373,9 @@ def test_a_foreign_file_is_evaluated_in_one_command_and_exported(whole, tmp_path
     flags.append(f"--gin_param=eval/Data.pattern='{records}/set-*'")
     flags.append("--gin_param=eval/Data.bad_records=99")  # the set has more classes than the file
     command = [sys.executable, "-m", "spinenet_tf.main", "--mode=eval", *flags]
-    done = tiny.run(command)
-    assert "size 49" in done.stdout and "epsilon=0.001" in done.stdout, done.stderr
-    assert "evaluated step 7" in done.stdout, done.stderr
+    assert not tiny.run_here(command)
+    said = capfd.readouterr().out
+    assert "size 49" in said and "epsilon=0.001" in said and "evaluated step 7" in said
     saved = json.loads((tmp_path / "model.json").read_text())
     assert saved["preprocessing"]["channels"] == "RGB" and saved["source"]["kind"] == "official"
     gin.clear_config()

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 
 from spinenet_tf import SpineNet, modes
@@ -61,6 +62,9 @@ def test_inference_is_the_identity_and_a_dynamic_map_is_refused_in_training():
     image = keras.Input((None, None, 4))
     model = keras.Model(image, DropBlock(0.5, 3)(image))
     np.testing.assert_array_equal(model(ONES[..., :4]), ONES[..., :4])
+    train = tf.function(lambda x: model(x, training=True))
+    with pytest.raises(ValueError, match="DropBlock trains on maps of a static size only"):
+        train.get_concrete_function(tf.TensorSpec([None, None, None, 4]))
 
 
 def test_where_a_spinenet_has_it():
@@ -85,8 +89,6 @@ def test_the_trainer_says_how_far_training_is(tmp_path, monkeypatch):
         return keep(self, shape)
 
     monkeypatch.setattr(DropBlock, "_keep", watch)
-    import tensorflow as tf
-
     tf.config.run_functions_eagerly(True)
     try:
         modes.train(str(tmp_path / "model"))

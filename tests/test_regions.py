@@ -148,6 +148,14 @@ def test_sampling_takes_positives_first_up_to_their_share():
     assert set(index[2, :4]) == {10, 11, 12, 13}
 
 
+def test_the_luckiest_negative_is_no_positive():
+    """1 and the largest float32 below 1 are 2, rounded."""
+    chance = tf.constant([[np.nextafter(np.float32(1), np.float32(0)), 0.5]])
+    chosen = rois.sample(tf.constant([[False, True]]), tf.constant([[True, False]]), chance, 2, 1)
+    assert chosen.index.numpy().tolist() == [[1, 0]]
+    assert chosen.positive.numpy().tolist() == [[True, False]] and chosen.used.numpy().all()
+
+
 def test_luck_is_the_same_under_xla():
     draws = tf.constant(RNG.uniform(size=(3, 4)).astype("f4"))
     compiled = tf.function(lambda: rois.luck(draws, 300, 1), jit_compile=True)()

@@ -61,6 +61,19 @@ def test_bad_rows_are_named(row, message):
         wire([row])
 
 
+@pytest.mark.parametrize(
+    ("stem", "message"),
+    [
+        ([(9, "bottleneck"), (9, "bottleneck")], r"stem block 0 .*level 9"),
+        ([(2, "bottlneck"), (2, "bottleneck")], r"stem block 0 .*kind 'bottlneck'"),
+        ([(3, "bottleneck"), (2, "bottleneck")], r"stem block 1 .*at the higher level 3"),
+    ],
+)
+def test_bad_stems_are_named(stem, message):
+    with pytest.raises(ValueError, match=message):
+        wire([Block(3, "bottleneck", (0, 1), True)], tuple(stem))
+
+
 def test_two_outputs_of_one_level_are_refused():
     row = (3, "bottleneck", (0, 1), True)
     with pytest.raises(ValueError, match="already is an output block at level 3"):

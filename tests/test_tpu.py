@@ -332,7 +332,7 @@ def test_the_report_goes_on_to_slices_that_fit(tpu_report, monkeypatch):
     monkeypatch.setattr(tpu_report, "compiled", compiled)
     rows = _by_key(tpu_report, _rows("v4-64", **WHOLE))
     with flagsaver.flagsaver((tpu_report.PLANS, True)):
-        tpu_report.add(rows, "r")
+        list(tpu_report.add(rows, "r"))
     assert asked == [["v3-32"], ["v3-64"]]  # v4-64 is known and fits
     assert [row["slice"] for row in rows.values()] == [
         n for n in ("v4-64", "v3-32", "v3-64") for _ in "ab"
@@ -355,10 +355,10 @@ def test_a_compiled_program_takes_the_place_of_its_plan_and_not_the_other_way(
         (whole[:1], True, plans, [whole[0], plans[1]]),
         ([whole[0], plans[1]], False, whole, whole),
     ):
-        monkeypatch.setattr(tpu_report, "compiled", lambda recipe, names, made=made: made)
+        monkeypatch.setattr(tpu_report, "compiled", lambda recipe, names, made=made: iter(made))
         rows = _by_key(tpu_report, there)
         with flagsaver.flagsaver((tpu_report.PLANS, plan)):
-            tpu_report.add(rows, "r")
+            list(tpu_report.add(rows, "r"))
         assert list(rows.values()) == expected
 
 

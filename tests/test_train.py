@@ -214,6 +214,8 @@ def test_the_step_compiles_with_xla(records, tmp_path, capsys):
     assert "step 2/2" in capsys.readouterr().out
     with pytest.raises(ValueError, match="xla and Training.deterministic exclude each other"):
         Training(xla=True, deterministic=True)
+    with pytest.raises(ValueError, match="Training.checkpoint_every=0 is less than 1"):
+        Training(checkpoint_every=0)
 
 
 def test_fine_tuning_takes_all_weights_but_the_class_predictor(records, tmp_path, capsys):
@@ -276,6 +278,34 @@ def test_two_mirrored_replicas_equal_one_device(records, tmp_path, recompute):
     # Betas are all gradient, whose rounding three steps of batch norm have amplified.
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * np.abs(a).max() + 1e-9)
+
+
+AVERAGES_SCRIPT = """
+import keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from spinenet_tf.train.averages import merger
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(momentum=0.5)])
+@tf.function
+def step():
+    def one():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        model(tf.cast(replica, tf.float32) * 4 + tf.zeros([3, 2]), training=True)
+    strategy.run(one)
+step()
+mean = model.layers[-1].moving_mean.value
+local = lambda: [v.numpy().tolist() for v in strategy.experimental_local_results(mean)]
+assert local() == [[0, 0], [2, 2]], local()
+merger(strategy, model)()
+assert local() == [[1, 1], [1, 1]], local()
+"""
+
+
+def test_replicas_of_plain_batch_norm_evaluate_and_save_one_average():
+    done = tiny.run([sys.executable, "-c", AVERAGES_SCRIPT])
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 SEEDS_SCRIPT = """

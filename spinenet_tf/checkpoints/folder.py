@@ -80,12 +80,12 @@ def check_categories(model_dir: str, categories: list[dict]) -> None:
 
 
 def checkpoint(model: keras.Model, optimizer: Any, step: tf.Variable) -> tf.train.Checkpoint:
-    """All of a training run that is saved: weights and velocities by the names of the weights.
+    """All of a training run that is saved, by the names of the weights and of random layers' seeds.
 
     So the same file fits a model however its layers are put together: on a TPU they are otherwise.
     """
     # tf.train.Checkpoint does not find the states of Keras' random layers by itself.
-    seeds = [v.value for v in model.variables if v.dtype == "int64"]
+    seeds = {v.path: v.value for v in model.variables if v.dtype == "int64"}
     names = [v.path for v in model.trainable_variables]
     velocities = dict(zip(names, optimizer.velocities, strict=True))
     return tf.train.Checkpoint(

@@ -74,7 +74,7 @@ def _multiply_adds(layer: keras.Layer, shape: tuple[int, ...]) -> int:
         return math.prod(shape) * sum(map(_of_held, layer.convs))
     if isinstance(layer, Held):
         return math.prod(shape) * _of_held(layer.convs[0])
-    if isinstance(layer, keras.layers.SeparableConv2D):  # stride 1: both parts see every place
+    if isinstance(layer, keras.layers.SeparableConv2D):  # both parts: at the places of the result
         kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
         return math.prod(shape[:-1]) * sum(math.prod(kernel.shape) for kernel in kernels)
     if isinstance(layer, keras.layers.DepthwiseConv2D):

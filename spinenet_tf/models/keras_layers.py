@@ -157,7 +157,7 @@ class StochasticDepth(keras.layers.Layer):
     def __init__(self, rate: float, strips: int = 1, **kwargs):
         super().__init__(**kwargs)
         self.rate, self.strips = rate, strips
-        self.seed_generator = ReplicaSeeds()
+        self.seed_generator = ReplicaSeeds(name=f"{self.name}_seeds")
 
     def call(self, x, training=False):
         if not training:
@@ -185,7 +185,7 @@ class DropBlock(keras.layers.Layer):
     def __init__(self, rate: float, size: int, **kwargs):
         super().__init__(**kwargs)
         self.rate, self.size = rate, size
-        self.seed_generator = ReplicaSeeds()
+        self.seed_generator = ReplicaSeeds(name=f"{self.name}_seeds")
 
     def call(self, x, training=False):
         if not training:

@@ -289,7 +289,8 @@ def resize(
 
 
 def _enlarge(x, image, target: int, old: Layout, new: Layout, name: str):
-    """Repeats the places of a level above L2, which are in no pairs, up to level `target`."""
+    """Repeats the places of a higher level up to level `target`; pairs of columns as columns."""
+    x, old = relay(x, old, Layout(1, old.strips)), Layout(1, old.strips)
     strips = new.strips if x.shape[1] and x.shape[1] * old.strips % new.strips == 0 else 1
     x = recut(x, old.strips, strips)
     x = Upsample(target, strips, name=f"{name}_up")([x, image])

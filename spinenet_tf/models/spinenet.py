@@ -35,7 +35,7 @@ def SpineNet(  # noqa: N802 - a network's name, as in keras.applications
       stem: instead of the size's scale-decreased stem, `(level, kind)` of a chain of blocks.
       endpoints, width, alpha, repeats: override the size's scaling (see `specs.Scaling`).
       **style: fields of `Style`: activation, momentum, epsilon, synchronized, weight_decay,
-        numerics, stochastic_depth, dropblock_keep, dropblock_size.
+        numerics, stochastic_depth, dropblock_keep, dropblock_size, recompute.
 
     Returns:
       A functional model: images [b, h, w, 3] float, normalised -> {'P3': ..., 'P7': ...}, where
@@ -82,9 +82,11 @@ def build_nodes(
       block: (node, all nodes, features so far, its stochastic depth rate) -> features.
 
     Raises:
-      ValueError: a bad row.
+      ValueError: a bad row, or a stem that begins below `level`.
     """
     nodes, features = graphs.wire(graph), []
+    if graph.stem and graph.stem[0][0] < level:
+        raise ValueError(f"stem block 0 {graph.stem[0]}: its input is at level {level} already")
     for node in nodes[: len(graph.stem)]:
         x, level = stem_block(x, node, level), node.level
         features.append(x)

@@ -62,6 +62,7 @@ def sample(
     lucky = tf.where(positive, chance, -1.0)
     last = tf.math.top_k(lucky, min(max_positive, lucky.shape[1])).values[:, -1:]
     rank = tf.where(positive & (chance >= last), 2.0, tf.where(negative, 1.0, 0.0))
+    chance = tf.minimum(chance, 1.0 - 2.0**-22)  # the sum is rounded: not up to the next rank
     order, index = tf.math.top_k(rank + chance, min(size, lucky.shape[1]))
     return Samples(index, order >= 2.0, order >= 1.0)
 

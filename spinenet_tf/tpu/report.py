@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ def compile_recipe(
     tpu_types: Sequence[str],
     folder: str = "",
     plan: bool = False,
-) -> list[dict]:
-    """Compiles training step and prediction of a replica; returns the figures of each.
+) -> Iterator[dict]:
+    """Compiles training step and prediction of a replica; yields the figures of each.
 
     Args:
       data: its batch size is the global one.
@@ -46,7 +46,7 @@ def compile_recipe(
 
     Raises:
       ValueError: see `chips.find`; the batch does not divide by the slice's devices; host mode.
-      ImportError: jax or libtpu is missing.
+      ImportError: jax or libtpu is missing. RuntimeError: the compiler broke down or was killed.
     """
     if data.augment == "host":
         raise ValueError("tpu_compile knows Data.augment='device' only")
@@ -58,7 +58,7 @@ def compile_recipe(
                 f"Data.batch_size={data.batch_size} does not divide by the {devices} devices of "
                 f"--tpu_type={tpu_type}"
             )
-    adds, figures = {}, []
+    adds = {}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(folder or temporary)
         for tpu_type, (name, chip, devices) in slices.items():
@@ -69,8 +69,7 @@ def compile_recipe(
                 hlo, output = root / f"{program}_{batch}.hlo", root / f"{program}_{tpu_type}"
                 about = {"program": program, "tpu": name, "devices": devices, "batch": batch}
                 limit = {"limit_ms": 2 * n * batch / chip.teraflops / 1e9}
-                figures.append(about | compile_program(chip, hlo, output, plan) | limit)
-    return figures
+                yield about | compile_program(chip, hlo, output, plan) | limit
 
 
 def _in_a_process(function, *args):

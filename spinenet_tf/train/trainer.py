@@ -17,6 +17,7 @@ from spinenet_tf.data.pipeline import Data, eval_batches, train_batches
 from spinenet_tf.data.report import Report
 from spinenet_tf.models.device import on_tpu, varying_shapes
 from spinenet_tf.models.keras_layers import training_progress
+from spinenet_tf.train.averages import merger
 from spinenet_tf.train.gradients import gradient
 from spinenet_tf.train.optimizer import Momentum, Schedule
 from spinenet_tf.train.progress import NoticeSigterm, Progress
@@ -101,6 +102,9 @@ class Training:
     def __post_init__(self):
         if self.xla and self.deterministic:  # XLA has no deterministic max-pool gradient
             raise ValueError("Training.xla and Training.deterministic exclude each other")
+        for name in ("steps_per_loop", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Training.{name}={getattr(self, name)} is less than 1")
 
     def set_up(self) -> None:
         """Sets precision, seed and determinism of the process. Call before a model is built."""
@@ -118,11 +122,14 @@ class Run:
         self.strategy = strategy or tf.distribute.get_strategy()
         trainer.set_up()
         with self.strategy.scope():
+            if trainer.xla and self.strategy.num_replicas_in_sync > 1 and not on_tpu():
+                raise ValueError("Training.xla: set make_strategy.kind='one_device' as well")
             self.model = task.build()
             self.varying = not (trainer.xla or on_tpu())  # no XLA: shapes may depend on the data
             variables = [v.value for v in self.model.trainable_variables]
             self.optimizer = Momentum(variables, trainer.momentum)
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.merge_averages = merger(self.strategy, self.model)
         self.checkpoint = folder.checkpoint(self.model, self.optimizer, self.step)
         self.manager = tf.train.CheckpointManager(
             self.checkpoint, self._checkpoint_dir(), trainer.keep, step_counter=self.step
@@ -190,6 +197,7 @@ class Run:
                 progress.report(step, logs)
                 stop = self._any_worker(bool(came))
                 if step == total or step % self.trainer.checkpoint_every == 0 or stop:
+                    self.merge_averages()
                     self.manager.save(checkpoint_number=self.step)
                 if stop:
                     print(f"SIGTERM: saved step {step} in {self.model_dir}", flush=True)
@@ -203,6 +211,7 @@ class Run:
 
         `look` sees the first batch, images included, and its detections.
         """
+        self.merge_averages()
         metric, about = self.task.metric(data), self._about(data, 1)
         report = Report(data.bad_records)
         batches = self._distribute(lambda **at: eval_batches(report=report, **about, **at))
