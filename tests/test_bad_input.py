@@ -129,6 +129,35 @@ def test_a_bad_object_is_an_error_of_the_batch_itself(tmp_path, kind):
         read(data(tmp_path), Report(0))
 
 
+def graph(batches: tf.data.Dataset) -> bytes:
+    return tf.raw_ops.DatasetToGraphV2(input_dataset=batches._variant_tensor).numpy()
+
+
+@pytest.mark.parametrize("make", [pipeline.train_batches, pipeline.eval_batches])
+def test_on_other_hosts_no_python_is_called(tmp_path, make):
+    """Which they lack: those of a TPU slice that is not the machine's own."""
+    write(tmp_path, None)
+    for labels in ("boxes", "masks"):
+        made = (make(data(tmp_path), labels=labels, python=here) for here in (True, False))
+        assert [b"PyFunc" in graph(batches) for batches in made] == [True, False]
+    with pytest.raises(ValueError, match="Data.bad_records=1: hosts of a TPU"):
+        make(data(tmp_path, bad_records=1), python=False)
+
+
+def test_on_other_hosts_bad_objects_are_named_too(tmp_path, capfd):
+    file = write(tmp_path, BAD["NaN"][0])
+    with pytest.raises(ValueError, match=f"{file}: record 2: image 7, object 0: NaN or infinite"):
+        with check.named_errors(data(tmp_path), "boxes", 4):
+            read(data(tmp_path), None, python=False)
+    write(tmp_path, example(boxes=[(4, 4, 10, 10)] * 2))
+    few = data(tmp_path, max_boxes=1)
+    with pytest.raises(tf.errors.OpError, match="more than Data.max_boxes objects"):
+        read(few, None, python=False)
+    assert len(read(few, None, python=False, strict=False)) == 6
+    said = f'more than Data.max_boxes objects, of which the last are left out: ["{file}"] [2] [7]'
+    assert said in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["truncated JPEG", "NaN"])
 def test_training_goes_on_without_it(tmp_path, kind):
     write(tmp_path, BAD[kind][0])

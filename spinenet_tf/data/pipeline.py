@@ -60,6 +60,7 @@ def train_batches(
     num_classes: int | None = None,
     augmentation: Augmentation | None = None,
     report: Report | None = None,
+    python: bool = True,
 ) -> tf.data.Dataset:
     """Endless shuffled batches of one replica, from the one that training step `step` needs.
 
@@ -70,13 +71,16 @@ def train_batches(
       num_classes: with the background: labels from it on are errors; None: labels are not checked.
       augmentation: the random views, for data.augment='host'.
       report: where to note what is left out.
+      python: whether the data set runs in this process. Where not, on a TPU's other hosts, a bad
+        object is an error that does not name its record.
 
     Raises:
       ValueError: the batch size does not divide by the number of replicas, other `labels`,
-        data.augment='host' without `augmentation`, or more bad records allowed than there are.
+        data.augment='host' without `augmentation`, `Data.bad_records` without `python`, or more bad
+        records allowed than there are.
       FileNotFoundError: no shards.
     """
-    batch, report = _split(data, replicas), report or Report(data.bad_records)
+    batch, report = _split(data, replicas), _report(data, report, python)
     _check_labels(labels)
     if data.augment == "host" and labels != "class" and not augmentation:
         raise ValueError("Data.augment='host' needs the task's augmentation")
@@ -125,6 +129,7 @@ def eval_batches(
     replicas: int = 1,
     num_classes: int | None = None,
     report: Report | None = None,
+    python: bool = True,
     strict: bool = True,
 ) -> tf.data.Dataset:
     """Every image once; the last batch is filled with rows of id -1, so shapes are static.
@@ -138,7 +143,7 @@ def eval_batches(
     """
     batch, part = _split(data, replicas), data.batch_size // pipelines
     _check_labels(labels)
-    report = report or Report(data.bad_records)
+    report = _report(data, report, python)
     stream = _read(tf.data.Dataset.from_tensor_slices(data.files()), data, report)
 
     def my_part(*columns):
@@ -208,7 +213,7 @@ def _batches(
     batch: int,
     data: Data,
     labels: str,
-    report: Report,
+    report: Report | None,
     num_classes: int | None,
     *,
     strict: bool = False,
@@ -231,7 +236,7 @@ def _batches(
     return stream.prefetch(AUTOTUNE)
 
 
-def _read(files: tf.data.Dataset, data: Data, report: Report) -> tf.data.Dataset:
+def _read(files: tf.data.Dataset, data: Data, report: Report | None) -> tf.data.Dataset:
     """Records with the file they are of, and their place in it."""
 
     def records_of(file):
@@ -254,6 +259,17 @@ def _split(data: Data, replicas: int) -> int:
             f"Data.batch_size={data.batch_size} does not divide by {replicas} replicas"
         )
     return data.batch_size // replicas
+
+
+def _report(data: Data, report: Report | None, python: bool) -> Report | None:
+    if python:
+        return report or Report(data.bad_records)
+    if data.bad_records:
+        raise ValueError(
+            f"Data.bad_records={data.bad_records}: hosts of a TPU that is not 'local' cannot say "
+            "what they leave out; make records without what scripts/check_records.py lists"
+        )
+    return None
 
 
 def _check_labels(labels: str) -> None:

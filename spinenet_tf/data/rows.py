@@ -170,7 +170,7 @@ def objects(
     rows: Row,
     data: Data,
     *,
-    report: Report,
+    report: Report | None,
     strict: bool,
     num_classes: int | None,
     augmentation: augment.Augmentation | None = None,
@@ -178,6 +178,7 @@ def objects(
     """Padded rows of `object_row` -> a batch: bad objects are reported and become padding.
 
     Args:
+      report: None where this process cannot be called: what is bad is then an error unnamed.
       strict: more than `Data.max_boxes` objects are an error.
       augmentation: as in `object_row`: boxes, masks and sizes are then those of the view.
     """
@@ -192,12 +193,15 @@ def objects(
     there = tf.range(data.max_boxes) < tf.reduce_max(lengths, -1, keepdims=True)
     reasons = tf.where(there, find_bad_objects(boxes, labels, equal, num_classes), 0)
     where = (rows["file"], rows["number"], ids)
-    with tf.control_dependencies(
-        [
-            _tell(report.objects, reasons > 0, (*where, reasons, boxes, labels)),
-            _tell(report.cuts, count > data.max_boxes, (*where, count, data.max_boxes, strict)),
+    bad, cut = reasons > 0, count > data.max_boxes
+    if report:
+        told = [
+            _tell(report.objects, bad, (*where, reasons, boxes, labels)),
+            _tell(report.cuts, cut, (*where, count, data.max_boxes, strict)),
         ]
-    ):
+    else:
+        told = _assert_good(tf.reduce_any(bad, -1), cut[:, 0], strict, where)
+    with tf.control_dependencies(told):
         good = there & (reasons == 0)
     boxes = tf.where(good[..., None], tf.clip_by_value(boxes, 0.0, 1.0), 0.0)
     sides = (boxes[..., 2:] - boxes[..., :2]) * tf.cast(rows["source_size"], tf.float32)[:, None]
@@ -240,6 +244,21 @@ def _id(parsed: Row) -> tf.Tensor:
 
 def _tell(note: Callable, bad: tf.Tensor, about: tuple) -> tf.Operation:
     return if_any(bad, lambda: tf.py_function(note, about, []))
+
+
+def _assert_good(bad: tf.Tensor, cut: tf.Tensor, strict: bool, where: tuple) -> list[tf.Operation]:
+    """What `_tell` is without Python: an error, or else a line on the reader's stderr."""
+
+    def found(what: str, wrong: tf.Tensor) -> list:
+        return [what, *(tf.boolean_mask(value, wrong) for value in where)]
+
+    few = found("more than Data.max_boxes objects, of which the last are left out:", cut)
+    return [
+        tf.debugging.Assert(~tf.reduce_any(bad), found("bad objects:", bad)),
+        tf.debugging.Assert(~tf.reduce_any(cut), few)
+        if strict
+        else if_any(cut, lambda: tf.print(*few)),
+    ]
 
 
 def if_any(bad: tf.Tensor, then: Callable) -> tf.Operation:

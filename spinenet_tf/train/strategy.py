@@ -43,3 +43,9 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
             "without one: --gin_param=\"make_strategy.kind='auto'\""
         ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def input_is_here(strategy: tf.distribute.Strategy) -> bool:
+    """Whether the input runs in this process, so that it may call Python."""
+    tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    return not tpu or not strategy.cluster_resolver.cluster_spec().as_dict()  # of 'local': none

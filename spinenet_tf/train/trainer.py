@@ -21,6 +21,7 @@ from spinenet_tf.train.averages import merger
 from spinenet_tf.train.gradients import gradient
 from spinenet_tf.train.optimizer import Momentum, Schedule
 from spinenet_tf.train.progress import NoticeSigterm, Progress
+from spinenet_tf.train.strategy import input_is_here
 
 OPTIMIZER_LOGS = ("gradient_norm", "learning_rate")
 PREEMPTED = 143  # exit status after SIGTERM: 128 + 15, so that a supervisor starts us again
@@ -295,6 +296,7 @@ class Run:
                 pipeline=context.input_pipeline_id,
                 pipelines=context.num_input_pipelines,
                 replicas=context.num_replicas_in_sync,
+                python=input_is_here(self.strategy),
             )
 
         return self.strategy.distribute_datasets_from_function(make_for)
