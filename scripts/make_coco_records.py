@@ -8,6 +8,8 @@ writes records/val-00000-of-00008.tfrecord and so on, and records/val.json, whic
 lists what had to be left out. Any path may be gs://. Stopped, it goes on when it is run again.
 """
 
+import sys
+
 import shard_flags
 from absl import app, flags
 
@@ -27,14 +29,16 @@ flags.adopt_module_key_flags(shard_flags)
 
 
 def _about(summary: coco.Summary) -> list[str]:
+    masks = "with" if summary.masks else "without"
     return [
-        f"{summary.num_examples} examples, {summary.num_instances} instances",
+        f"{summary.num_examples} examples, {summary.num_instances} instances, {masks} masks",
+        f"num_classes={summary.num_classes} with the background",
         f"{summary.clipped} boxes clipped, {summary.reencoded} images encoded again as JPEG",
     ]
 
 
 def main(_: list[str]) -> None:
-    shard_flags.run(
+    summary = shard_flags.run(
         coco.convert,
         _about,
         lambda entry: f"image {entry['image_id']}, annotation {entry['annotation_id']}",
@@ -46,6 +50,8 @@ def main(_: list[str]) -> None:
         mask_size=MASK_SIZE.value,
         contiguous_labels=CONTIGUOUS_LABELS.value,
     )
+    if summary.rejected and not summary.num_instances:
+        sys.exit("error: not one object could be converted; the reasons are above")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -24,8 +25,10 @@ STRICT = flags.DEFINE_bool("strict", False, "Exit with status 1 if anything was 
 REASONS_SHOWN = 20
 
 
-def run(convert: Callable, about: Callable, where: Callable, **settings) -> None:
+def run(convert: Callable, about: Callable, where: Callable, **settings) -> Any:
     """Converts, and prints what was made and what was rejected, as the flags say.
+
+    Returns the summary.
 
     Args:
       convert: `coco.convert` or `classes.convert`; takes `settings`.
@@ -51,3 +54,4 @@ def run(convert: Callable, about: Callable, where: Callable, **settings) -> None
         sys.exit(1)
     if not summary.num_examples:
         sys.exit("error: not one image could be converted; the reasons are above")
+    return summary

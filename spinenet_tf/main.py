@@ -121,9 +121,15 @@ def _check(args) -> None:
         "optimizer": ("convert",),
         "tpu_type": ("tpu_compile",),
         "plan": ("tpu_compile",),
+        "images": ("predict",),
+        "output": ("predict", "export", "draw", "convert", "tpu_compile"),
+        "json": ("profile", "tpu_compile"),
+        "gin_file": tuple(m for m in MODES if m != "convert"),
+        "gin_param": tuple(m for m in MODES if m != "convert"),
+        "format": ("convert",),
     }
     for flag, modes in taken.items():
-        if args[flag].value and mode not in modes:
+        if args[flag].present and args[flag].value and mode not in modes:
             raise ValueError(f"--{flag} does not go with --mode={mode}, but with {modes}")
     given = [f"--{name}" for name in SETTINGS if args[name].value is not None]
     if given and not args.checkpoint:

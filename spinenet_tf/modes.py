@@ -20,19 +20,38 @@ from spinenet_tf.export.predict import expand, predict_files
 from spinenet_tf.export.saved_model import export as export_model
 from spinenet_tf.models.count import count
 from spinenet_tf.models.device import images_a_device
-from spinenet_tf.tasks.classification import Classification  # noqa: F401 - for gin
+from spinenet_tf.tasks.classification import Classification
 from spinenet_tf.tasks.detection import Detection
-from spinenet_tf.tasks.instances import InstanceSegmentation  # noqa: F401 - for gin
+from spinenet_tf.tasks.instances import InstanceSegmentation
 from spinenet_tf.tpu import report as tpu_report
 from spinenet_tf.train.optimizer import Schedule
-from spinenet_tf.train.strategy import make_strategy
+from spinenet_tf.train.strategy import in_words, make_strategy
 from spinenet_tf.train.trainer import Run, Training
+
+TASKS = [task.__name__ for task in (Detection, InstanceSegmentation, Classification)]
+OF_THE_TASK = ("num_classes", "anchors_per_place", "input_shape", "backbone")
+MISSING = 0.01  # so many of a set's images may have been left out in conversion
 
 
 @gin.configurable
 def make_task(task: type = Detection) -> Any:
-    """The task that a recipe trains."""
-    return task()
+    """The task that a recipe trains.
+
+    Raises:
+      ValueError: a binding that the task overrules, or the number of classes of another task.
+    """
+    made, name = task(), task.__name__
+    overruled = [f for f in OF_THE_TASK if f in gin.get_bindings(made.network)]
+    if overruled:
+        raise ValueError(
+            f"{made.network}.{overruled[0]} follows from {name}'s num_classes, image_size and "
+            "anchors: bind those"
+        )
+    classes = {t: "num_classes" in gin.get_bindings(t) for t in TASKS}
+    if any(classes.values()) and not classes[name]:
+        other = next(t for t in TASKS if classes[t])
+        raise ValueError(f"{other}.num_classes is bound, but the recipe's task is {name}")
+    return made
 
 
 def scoped_data(scope: str) -> Data:
@@ -48,7 +67,9 @@ def train(model_dir: str) -> None:
 
 def train_and_eval(model_dir: str) -> dict:
     """Trains with evaluations every `Training.eval_every` steps and at the end."""
-    run, validation = _make_run(model_dir, scoped_data("train")), scoped_data("eval")
+    training, validation = scoped_data("train"), scoped_data("eval")
+    run = _make_run(model_dir, training)
+    _check_validation(run, training, validation)
     every, figures = run.trainer.eval_every, {}
 
     def after_loop(step: int) -> None:
@@ -107,8 +128,15 @@ def adopt(checkpoint: str, model_dir: str, **settings) -> None:
     """Converts a checkpoint into a model folder, unless the folder was made of just that."""
     if tf.train.latest_checkpoint(model_dir):
         source = folder.read_sidecar(model_dir).get("source", {})
-        same = source.get("path") == files.find(checkpoint)
-        if same and all(v in (None, source.get(name)) for name, v in settings.items()):
+        keras_file = checkpoint.endswith(load.KERAS_FILES)
+        if source.get("path") == (checkpoint if keras_file else files.find(checkpoint)):
+            wrong = {k: v for k, v in settings.items() if v not in (None, source.get(k))}
+            if wrong:
+                name = next(iter(wrong))
+                raise ValueError(
+                    f"{model_dir} has the weights of {checkpoint} with {name}={source.get(name)}: "
+                    "give another --model_dir"
+                )
             print(f"{model_dir} has the weights of {checkpoint} already")
             return
     convert(checkpoint, model_dir, **settings)
@@ -186,9 +214,13 @@ def _train(model_dir: str, run: Run | None = None, after_loop=lambda step: None)
     data = scoped_data("train")
     run = run or _make_run(model_dir, data)
     _check_classes(run.task, data)
+    _check_examples(run.trainer.examples, data)
+    begun = folder.check_start(model_dir, run.trainer.init_from)
     run.resume()  # before anything is written: the checkpoint may be of another recipe
+    print(f"training {run.model.name} with {in_words(run.strategy)}", flush=True)
     if run.is_chief:
-        folder.write_sidecar(model_dir, describe.of_run(run.task, data.categories()))
+        about = describe.of_run(run.task, data.categories())
+        folder.write_sidecar(model_dir, about | {"init_from": begun})
         _write(f"{model_dir}/config.gin", gin.config_str())
     run.train(data, Schedule(), after_loop)
     if run.is_chief:
@@ -205,6 +237,28 @@ def _check_classes(task: Any, data: Data) -> None:
             f"the records have labels up to {highest}, {name}.num_classes={task.num_classes}: "
             f"set --gin_param='{name}.num_classes={highest + 1}' (the background counts)"
         )
+
+
+def _check_examples(said: int, data: Data) -> None:
+    """Epochs are as long as `Training.examples` says, so another set's number is a mistake."""
+    there = sum(sum(sidecar["shards"].values()) for sidecar in data.sidecars().values())
+    if said and there and abs(said - there) > MISSING * there:
+        raise ValueError(
+            f"Training.examples={said}, but Data.pattern={data.pattern!r} has {there} images: set "
+            "--gin_param='Training.examples=0'"
+        )
+
+
+def _check_validation(run: Run, training: Data, data: Data) -> None:
+    """What would stop an evaluation, found before the training."""
+    data.files()
+    where = f"the records of train/Data.pattern={training.pattern!r}"
+    folder.compare_categories(training.categories(), where, data.categories())
+    if data.batch_size % run.strategy.num_replicas_in_sync:
+        raise ValueError(
+            f"eval/Data.batch_size={data.batch_size} does not divide by {in_words(run.strategy)}"
+        )
+    run.task.metric(data)
 
 
 def _evaluate(run: Run, data: Data) -> dict:

@@ -385,7 +385,7 @@ def test_a_foreign_file_is_evaluated_in_one_command_and_exported(whole, tmp_path
     capfd.readouterr()
     modes.adopt(whole[1], str(tmp_path))
     assert "has the weights of" in capfd.readouterr().out
-    assert "already holds a checkpoint" in tiny.mistake([*command, "--epsilon=0.0001"], capfd)
+    assert "with epsilon=0.001: give another" in tiny.mistake([*command, "--epsilon=1e-4"], capfd)
 
 
 MISTAKES = [
@@ -396,6 +396,12 @@ MISTAKES = [
     (["--mode=eval", "--model_dir=y", "--epsilon=1e-4"], "--epsilon: only with --checkpoint"),
     (["--mode=predict"], "--mode=predict needs --model_dir"),
     (["--mode=profile", "--tpu_type=v3"], "--tpu_type does not go with --mode=profile"),
+    (["--mode=eval", "--model_dir=y", "--output=x"], "--output does not go with --mode=eval"),
+    (["--mode=eval", "--model_dir=y", "--format=own"], "--format does not go with --mode=eval"),
+    (
+        ["--mode=convert", "--checkpoint=x", "--output=y", "--gin_param=Data.canvas=8"],
+        "--gin_param does not go with --mode=convert",
+    ),
 ]
 
 

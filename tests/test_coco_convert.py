@@ -100,6 +100,24 @@ def test_every_bad_annotation_is_listed_with_its_reason(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["rejected"] == summary.rejected
 
 
+def test_a_set_of_boxes_alone_and_one_without_labels(tmp_path):
+    """Made by box tools, and COCO's test images: neither loses anything."""
+    entries = [annotation(1, segmentation=[]), annotation(2, segmentation=None)]
+    del entries[1]["segmentation"]
+    summary = run(write(tmp_path / "in", [image_entry(1)], entries), tmp_path / "boxes")
+    assert (summary.num_instances, summary.masks, summary.png_masks) == (2, False, False)
+    assert not summary.rejected and len(read(tmp_path / "boxes")[0]["labels"]) == 2
+    entries[0]["segmentation"] = TRIANGLE  # one without a mask among others is a mistake
+    summary = run(write(tmp_path / "in", [image_entry(1)], entries), tmp_path / "masks")
+    assert (summary.num_instances, summary.masks, len(summary.rejected)) == (1, True, 1)
+    source = write(tmp_path / "in", [image_entry(1)], [])
+    unlabelled = json.loads(Path(source[1]).read_text())
+    del unlabelled["annotations"]
+    Path(source[1]).write_text(json.dumps(unlabelled))
+    summary = run(source, tmp_path / "test")
+    assert (summary.num_examples, summary.num_instances) == (1, 0)
+
+
 def test_bad_images_are_listed_and_tried_again(tmp_path):
     folder = tmp_path / "in"
     images = [
@@ -273,10 +291,14 @@ def test_script(shapes, tmp_path):
     done = script(*source, f"--output={tmp_path / 'set'}", "--num_shards=2", "--strict")
     assert done.returncode == 0, done.stderr
     assert "24 examples" in done.stdout and "0 rejected" in done.stdout
+    assert "instances, with masks\nnum_classes=7 with the background" in done.stdout
     assert "24/24 images" in done.stderr
     absent = script(*source[:1], "--annotations=/absent.json", f"--output={tmp_path / 'x'}")
     assert absent.returncode == 1 and "Traceback" not in absent.stderr
     assert absent.stderr.splitlines()[-1] == "error: /absent.json: no such file"
+    images, annotations = write(tmp_path / "in", [image_entry(1)], [annotation(1, bbox=[0] * 4)])
+    none = script(f"--images={images}", f"--annotations={annotations}", f"--output={tmp_path}/y")
+    assert none.returncode == 1 and "error: not one object" in none.stderr
 
 
 @pytest.mark.skipif(not MINI.exists(), reason="no real COCO images here")

@@ -115,7 +115,10 @@ def recipe(description: dict) -> str:
         else:
             lines += [f"{name}.{k} = {_tuples(v)!r}" for k, v in values.items() if k != "size"]
     fields = dict(description["task"])
-    lines += _changed("Anchors", Anchors, fields.pop("anchors", {}))
+    anchors = dict(fields.pop("anchors", {}))
+    if anchors:
+        lines.append(f"Anchors.scales = {anchors.pop('scales')}")  # the default is the task's
+    lines += _changed("Anchors", Anchors, anchors)
     lines += _changed(task.__name__, task, fields)
     lines += [f"Data.canvas = {description['image_size']}", "Data.batch_size = 8"]
     lines += ["make_strategy.kind = 'auto'", "Training.precision = 'float32'"]

@@ -2,14 +2,22 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from spinenet_tf.models.layers import Style
+
 SIDECAR = "model.json"
 # The layers whose shapes depend on the number of classes.
 PREDICTORS = ("class_predict/", "box_head_class/", "box_head_box/", "mask_head_predict/")
+
+
+# What weights of the same names and shapes may mean otherwise: fields of a task and of `Style`.
+MEANING = ("num_classes", "inclusive_boxes")
+STYLE = ("activation", "numerics", "epsilon")
 
 
 def write_sidecar(model_dir: str, description: dict) -> None:
@@ -46,20 +54,49 @@ def check_fits(model_dir: str, task: Any) -> None:
     """Compares a recipe with the one its checkpoint was trained with.
 
     Raises:
-      ValueError: they differ in what shapes the network; says in which field and how to cure it.
+      ValueError: they differ in what the weights mean; says in which field and how to cure it.
     """
-    trained = read_sidecar(model_dir).get("task", {})
-    recipe = json.loads(json.dumps(dataclasses.asdict(task)))
-    pairs = [(type(task).__name__, "num_classes", trained, recipe)]
-    old, new = trained.get("anchors", {}), recipe.get("anchors", {})
-    pairs += [("Anchors", field, old, new) for field in new]
-    for name, field, old, new in pairs:
-        if field in old and old[field] != new[field]:
+    sidecar = read_sidecar(model_dir)
+    style, bound = dataclasses.asdict(Style()), sidecar.get("bindings", {}).get("Style", {})
+    trained, recipe = sidecar.get("task", {}), dataclasses.asdict(task)
+    _compare(model_dir, type(task).__name__, MEANING, trained, recipe)
+    _compare(model_dir, "Style", STYLE, bound, style)
+    check_anchors(model_dir, task)
+
+
+def check_anchors(model_dir: str, task: Any) -> None:
+    """`check_fits` for anchors alone."""
+    trained = read_sidecar(model_dir).get("task", {}).get("anchors", {})
+    recipe = dataclasses.asdict(task).get("anchors", {})
+    _compare(model_dir, "Anchors", recipe, trained, recipe)
+
+
+def _compare(model_dir: str, name: str, fields: Iterable[str], old: dict, new: dict) -> None:
+    new = json.loads(json.dumps(new))  # JSON has lists for tuples
+    for field in fields:
+        if field in old and field in new and old[field] != new[field]:
             raise ValueError(
                 f"the checkpoint in {model_dir} was trained with {name}.{field}={old[field]}, the "
                 f"recipe says {new[field]}: use the recipe of that run ({model_dir}/config.gin), "
-                f"--gin_param='{name}.{field}={old[field]}', or another --model_dir"
+                f"--gin_param='{name}.{field}={old[field]!r}', or another --model_dir"
             )
+
+
+def check_start(model_dir: str, init_from: str) -> str:
+    """What the run in a folder was started from; `init_from` if it has not begun.
+
+    Raises:
+      ValueError: it has begun from something else, so that `init_from` would not be read.
+    """
+    if not tf.train.latest_checkpoint(model_dir):
+        return init_from
+    begun = read_sidecar(model_dir).get("init_from", "")
+    if init_from not in ("", begun):
+        raise ValueError(
+            f"{model_dir} holds a run that was started from {begun or 'random weights'}, not from "
+            f"--init_checkpoint={init_from}: give another --model_dir"
+        )
+    return begun
 
 
 def check_categories(model_dir: str, categories: list[dict]) -> None:
@@ -68,12 +105,18 @@ def check_categories(model_dir: str, categories: list[dict]) -> None:
     Raises:
       ValueError: a label stands for another category.
     """
-    learned = {c["label"]: c for c in read_sidecar(model_dir).get("categories", [])}
+    learned = read_sidecar(model_dir).get("categories", [])
+    compare_categories(learned, f"{model_dir}/{SIDECAR}", categories)
+
+
+def compare_categories(learned: list[dict], where: str, categories: list[dict]) -> None:
+    """`check_categories` for classes that are listed `where`."""
+    by_label = {c["label"]: c for c in learned}
     for category in categories:
-        known = learned.get(category["label"], category)
+        known = by_label.get(category["label"], category)
         if known != category:
             raise ValueError(
-                f"label {category['label']} is {known['name']!r} in {model_dir}/{SIDECAR} and "
+                f"label {category['label']} is {known['name']!r} in {where} and "
                 f"{category['name']!r} in the evaluation records: convert both from files that "
                 "list the same categories"
             )

@@ -80,6 +80,7 @@ def open_checkpoint(
         shapes = {name: value.shape for name, value in weights.tensors.items()}
         facts = _facts(weights.path, shapes)
         description = describe.of_foreign(weights.path, weights.kind, facts, settings)
+    description["source"] = description.get("source", {}) | {"path": weights.path}
     task, model = describe.build(description)
     assign(model, weights)
     return Loaded(model, task, description, weights.velocities, weights.step)
@@ -109,7 +110,7 @@ def initialize(model: keras.Model, task: Any, path: str, part: str = "model") ->
     """Sets a recipe's model to the weights of any checkpoint, to start training from.
 
     Args:
-      path: see `open_checkpoint`; not a Keras file.
+      path: see `open_checkpoint`; not a Keras file, which `--mode=convert` makes a folder of.
       part: 'model': all weights; predictors of another number of classes stay random, which is
         printed. 'backbone': only those of the backbone, with its endpoints or pyramid network.
 
@@ -119,6 +120,8 @@ def initialize(model: keras.Model, task: Any, path: str, part: str = "model") ->
     """
     if part not in PARTS:
         raise ValueError(f"Training.init_part={part!r} is not one of {PARTS}")
+    if str(path).endswith(KERAS_FILES):
+        raise ValueError(f"{path}: --mode=convert it to a model folder, to start from that")
     weights = files.read(path)
     _check_conventions(weights, task, part)
     wanted = {v.path: v for v in model.variables if v.dtype != "int64"}
@@ -146,15 +149,18 @@ def _check_conventions(weights: Weights, task: Any, part: str) -> None:
       ValueError: the recipe pads or activates otherwise, or has its anchors in another order.
     """
     style = dataclasses.asdict(Style())
-    wanted = {f"Style.{k}": (style[k], v) for k, v in _style_of(weights).items()}
+    known = _style_of(weights)
+    wanted = {f"Style.{k}": (style[k], v) for k, v in known.items()}
+    if "activation" not in known:
+        print(f"{weights.path} does not tell its activation: {style['activation']} as the recipe")
     anchors = getattr(task, "anchors", None) if part == "model" else None
     if anchors and weights.kind == "own":
-        model_dir = os.path.dirname(weights.path)
-        classes = folder.read_sidecar(model_dir).get("task", {}).get("num_classes")
-        folder.check_fits(model_dir, dataclasses.replace(task, num_classes=classes))
+        folder.check_anchors(os.path.dirname(weights.path), task)
     elif anchors:
         ratios = describe.ASPECT_RATIOS[weights.kind]
         wanted["Anchors.aspect_ratios"] = (tuple(anchors.aspect_ratios), ratios)
+        if release := _release(weights):
+            wanted["Anchors.size"] = (anchors.size, release.anchor_size)
     wrong = [
         f"{name} = {there!r} (the recipe has {here!r})"
         for name, (here, there) in wanted.items()
@@ -170,10 +176,15 @@ def _style_of(weights: Weights) -> dict[str, str]:
         sidecar = folder.read_sidecar(os.path.dirname(weights.path))
         style = sidecar.get("bindings", {}).get("Style", {})
         return {k: style[k] for k in ("activation", "numerics") if k in style}
-    facts = _facts(weights.path, {name: value.shape for name, value in weights.tensors.items()})
-    release = released.release_of(weights.path, weights.kind, facts["network"], facts["size"])
+    release = _release(weights)
     known = {"activation": release.activation} if release else {}
     return known | {"numerics": weights.kind}
+
+
+def _release(weights: Weights) -> released.Release | None:
+    """The release that the folder of a foreign file is named after."""
+    facts = _facts(weights.path, {name: value.shape for name, value in weights.tensors.items()})
+    return released.release_of(weights.path, weights.kind, facts["network"], facts["size"])
 
 
 def _random(names: list[str]) -> str:
@@ -238,6 +249,7 @@ def _open_keras(path: str) -> Loaded:
         raise FileNotFoundError(f"{path}.json, which says what model {path} is, is not there")
     with tf.io.gfile.GFile(f"{path}.json") as file:
         description = json.load(file)
+    description["source"] = description.get("source", {}) | {"path": path}
     task, model = describe.build(description)
     if path.endswith(".keras"):
         model = keras.models.load_model(path, compile=False)

@@ -178,8 +178,11 @@ def convert_image(settings: Settings, job: tuple[dict, list[dict]]) -> Converted
     return Converted(example, counts, rejected)
 
 
-def load_annotations(path: str) -> tuple[dict, str]:
+def load_annotations(path: str, unlabelled: bool = False) -> tuple[dict, str]:
     """The checked COCO-like JSON and its sha256.
+
+    Args:
+      unlabelled: there may be no annotations, as in COCO's image_info_test-dev2017.json.
 
     Raises:
       FileNotFoundError: no such file.
@@ -193,6 +196,8 @@ def load_annotations(path: str) -> tuple[dict, str]:
         coco = json.loads(raw)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
+    if unlabelled and isinstance(coco, dict) and "annotations" not in coco:
+        coco["annotations"] = []
     for field in ("images", "annotations", "categories"):
         if not isinstance(coco, dict) or not isinstance(coco.get(field), list):
             raise ValueError(f"{path}: no list '{field}', so not a COCO instances file")
@@ -260,14 +265,16 @@ def convert(
 ) -> Summary:
     """Writes `<output_prefix>-*.tfrecord` and `<output_prefix>.json`, the summary.
 
-    Images without annotations are kept. Labels are the category ids, or 1, 2, ... in their order
-    with `contiguous_labels`. See `write_shards` for restarts, `run` and `overwrite`.
+    Images without annotations are kept, also where the file has none at all. Labels are the
+    category ids, or 1, 2, ... in their order with `contiguous_labels`. See `write_shards` for
+    restarts, `run` and `overwrite`.
 
     Args:
       masks: the objects' masks in the frames of their boxes, `mask_size` cells a side, which is
         what `Data.mask_size` of training must be for them to be used.
       png_masks: with them also PNGs of the whole image, for other tools' readers, another
         `Data.mask_size`, and evaluation against the records instead of the JSON.
+      Both are off where no annotation has a segmentation.
 
     Raises:
       FileNotFoundError: no such folder or JSON. FileExistsError: shards made of other inputs.
@@ -277,7 +284,8 @@ def convert(
         raise ValueError(
             f"--output={output_prefix} would overwrite the annotations: choose another"
         )
-    coco, sha256 = load_annotations(annotations)
+    coco, sha256 = load_annotations(annotations, unlabelled=True)
+    masks = masks and any(a.get("segmentation") for a in coco["annotations"])
     if not tf.io.gfile.isdir(images_dir):
         raise FileNotFoundError(f"{images_dir}: no such folder")
     labels = label_map(coco["categories"], contiguous_labels)

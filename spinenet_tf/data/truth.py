@@ -13,6 +13,20 @@ from spinenet_tf.data.source import Data
 DECIMALS = 3  # of a box, pixels: published ones have two, and records hold float32 fractions
 
 
+def check_truth(data: Data) -> None:
+    """Whether masks can be evaluated, as far as it is known without reading records.
+
+    Raises:
+      ValueError: neither the records nor `Data.annotations` say what the masks are.
+    """
+    without = [path for path, said in data.sidecars().items() if not said.get("png_masks", True)]
+    if without and not data.annotations:
+        raise ValueError(
+            f"{without[0]}: these records have no masks of whole images to evaluate against: set "
+            "eval/Data.annotations to the COCO JSON that they were made from"
+        )
+
+
 def coco_truth(data: Data) -> dict:
     """Streams the shards once, decoding masks but no image.
 
@@ -62,8 +76,9 @@ def _annotation(example: dict, image: dict, index: int) -> dict:
     png, sides = example["masks"][index], [image["height"], image["width"]]
     if not png:
         raise ValueError(
-            f"image {image['id']} has objects without masks: convert again, make_coco_records.py "
-            "with --masks"
+            f"image {image['id']} has objects without masks of the whole image: set "
+            "eval/Data.annotations to the COCO JSON, or convert again, make_coco_records.py with "
+            "--masks and --png_masks"
         )
     mask = np.asarray(Image.open(io.BytesIO(png))) > 0
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))

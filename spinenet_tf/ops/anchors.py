@@ -50,3 +50,8 @@ class Anchors:
         """(height, width) in strides, scale-major."""
         sides = [self.size * 2 ** (i / self.scales) for i in range(self.scales)]
         return [(s / r**0.5, s * r**0.5) for s in sides for r in self.aspect_ratios]
+
+
+def one_scale() -> Anchors:
+    """Mask R-CNN's anchors (arXiv 1703.06870): one scale, unless `Anchors.scales` is bound."""
+    return Anchors(scales=gin.get_bindings("Anchors").get("scales", 1))

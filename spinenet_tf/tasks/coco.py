@@ -83,6 +83,8 @@ class CocoMetric:
           annotations: path of a COCO instances JSON; '' for the batches' labels.
         """
         self._category_ids = {c["label"]: c["id"] for c in categories}
+        if annotations and not tf.io.gfile.exists(annotations):
+            raise FileNotFoundError(f"Data.annotations={annotations!r}: no such file")
         self._annotations = annotations
         self._images: dict[int, dict] = {}
         self._truth: list[dict] = []

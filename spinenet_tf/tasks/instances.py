@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from spinenet_tf.data.images import place
 from spinenet_tf.data.pipeline import Data
-from spinenet_tf.data.truth import coco_truth
+from spinenet_tf.data.truth import check_truth, coco_truth
 from spinenet_tf.draw import draw_boxes, draw_masks
 from spinenet_tf.models.mask_rcnn import BOX_CELLS, MASK_CELLS, MASK_SIZE, MaskRCNN
 from spinenet_tf.ops import augment, losses, masks, matching, nms, rois
 from spinenet_tf.ops import boxes as box_ops
-from spinenet_tf.ops.anchors import Anchors
+from spinenet_tf.ops.anchors import Anchors, one_scale
 from spinenet_tf.tasks import common
 from spinenet_tf.tasks.coco import MaskMetric, coco_boxes, coco_masks
 
@@ -65,7 +65,7 @@ class InstanceSegmentation:
     Attributes:
       image_size: side in pixels of the network's square input.
       num_classes: with the background, class 0.
-      anchors: anchor boxes; one scale.
+      anchors: anchor boxes; one scale unless `Anchors.scales` is bound.
       scale: range of the random scale in training.
       flip: mirror half of the training images.
       rpn_positive, rpn_negative: IoU from which, and below which, an anchor is an example.
@@ -84,7 +84,7 @@ class InstanceSegmentation:
 
     image_size: int = 640
     num_classes: int = 91
-    anchors: Anchors = dataclasses.field(default_factory=functools.partial(Anchors, scales=1))
+    anchors: Anchors = dataclasses.field(default_factory=one_scale)
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     rpn_positive: float = 0.7
@@ -135,7 +135,8 @@ class InstanceSegmentation:
         return {"box_head": self.proposals_after, "mask_head": self.max_detections}
 
     def metric(self, data: Data) -> MaskMetric:
-        """An empty COCO box and mask metric for a data set."""
+        """An empty COCO box and mask metric for a data set; see `check_truth`."""
+        check_truth(data)
         truth = functools.partial(coco_truth, data)
         return MaskMetric(data.categories(), data.annotations, truth)
 

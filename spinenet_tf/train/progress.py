@@ -13,6 +13,8 @@ class Progress:
         self.step, self._total, self._batch_size, self._writer = step, total, batch_size, writer
         self._parts = [name for name in log_names if name != "total"]
         self._time = time.monotonic()
+        if step:
+            print(f"going on from step {step} of {total}" + "; nothing to do" * (step >= total))
 
     def report(self, step: int, logs: dict) -> None:
         """Reports the mean logs of the steps up to `step`."""

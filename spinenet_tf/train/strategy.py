@@ -39,8 +39,8 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise ValueError(
-            f"no TPU {tpu!r} here ({error}); give its name as make_strategy.tpu, or train "
-            "without one: --gin_param=\"make_strategy.kind='auto'\""
+            f"no TPU {tpu!r} here ({error}); install requirements-tpu.txt, give its name as "
+            "make_strategy.tpu, or train without one: --gin_param=\"make_strategy.kind='auto'\""
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
@@ -49,3 +49,11 @@ def input_is_here(strategy: tf.distribute.Strategy) -> bool:
     """Whether the input runs in this process, so that it may call Python."""
     tpu = isinstance(strategy, tf.distribute.TPUStrategy)
     return not tpu or not strategy.cluster_resolver.cluster_spec().as_dict()  # of 'local': none
+
+
+def in_words(strategy: tf.distribute.Strategy) -> str:
+    """Such as '8 replicas on TPU'."""
+    gpu = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    kind = "TPU" if isinstance(strategy, tf.distribute.TPUStrategy) else gpu
+    n = strategy.num_replicas_in_sync
+    return f"{n} replica{'s' * (n > 1)} on {kind}"
