@@ -168,6 +168,94 @@ def test_a_wrong_recipe_leaves_the_folder_as_it_was(records, tmp_path):
     assert (tmp_path / "config.gin").read_text() == before
 
 
+def test_another_start_than_the_runs_is_refused(tmp_path):
+    from spinenet_tf.checkpoints import folder
+
+    where = str(tmp_path)
+    assert folder.check_start(where, "spinenet-49") == "spinenet-49"  # not begun
+    tf.train.CheckpointManager(tf.train.Checkpoint(v=tf.Variable(0)), where, 1).save()
+    folder.write_sidecar(where, {"init_from": "spinenet-49"})
+    assert folder.check_start(where, "spinenet-49") == "spinenet-49"  # preempted
+    assert folder.check_start(where, "") == "spinenet-49"
+    with pytest.raises(ValueError, match="started from spinenet-49, not from --init_checkpoint=x"):
+        folder.check_start(where, "x")
+    folder.write_sidecar(where, {})
+    with pytest.raises(ValueError, match="started from random weights, not from"):
+        folder.check_start(where, "x")
+
+
+@pytest.mark.parametrize(
+    ("binding", "field"),
+    [
+        ("Style.activation = 'swish'", "Style.activation='relu'"),
+        ("Style.epsilon = 0.01", "Style.epsilon=0.001"),
+        ("Detection.inclusive_boxes = True", "Detection.inclusive_boxes=False"),
+        ("Anchors.aspect_ratios = (0.5, 1.0, 2.0)", "Anchors.aspect_ratios="),
+    ],
+)
+def test_weights_that_fit_but_would_mean_something_else(tmp_path, binding, field):
+    from spinenet_tf import modes
+    from spinenet_tf.checkpoints import describe, folder
+
+    gin.parse_config(tiny.BINDINGS)
+    task = modes.make_task()
+    folder.write_sidecar(str(tmp_path), describe.of_run(task, []))
+    folder.check_fits(str(tmp_path), task)
+    gin.parse_config(binding)
+    with pytest.raises(ValueError, match=f"--gin_param='{field}"):
+        folder.check_fits(str(tmp_path), modes.make_task())
+
+
+MISTAKEN = [
+    ("eval/Data.pattern = '/no/such*'", "'/no/such.' matches no file"),
+    ("eval/Data.annotations = '/no.json'", "Data.annotations='/no.json': no such file"),
+    ("Training.examples = 118287", "Training.examples=118287, but .* has 12 images"),
+    ("RetinaNet.num_classes = 4", "RetinaNet.num_classes follows from Detection's num_classes"),
+]
+
+
+@pytest.mark.parametrize(("binding", "message"), MISTAKEN)
+def test_what_would_stop_an_evaluation_is_found_before_the_training(
+    records, tmp_path, binding, message
+):
+    from spinenet_tf import modes
+
+    tiny.bind(records, binding)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        modes.train_and_eval(str(tmp_path))
+    assert not tf.train.latest_checkpoint(str(tmp_path))
+
+
+def test_classes_of_another_task_are_refused():
+    from spinenet_tf import modes
+
+    gin.parse_config("make_task.task = @InstanceSegmentation\nDetection.num_classes = 4")
+    with pytest.raises(ValueError, match="Detection.num_classes is bound, but the recipe's task"):
+        modes.make_task()
+
+
+def test_mask_anchors_may_have_scales():
+    from spinenet_tf.tasks.instances import InstanceSegmentation
+
+    assert InstanceSegmentation().anchors.scales == 1
+    gin.parse_config("Anchors.scales = 3")
+    assert InstanceSegmentation().anchors.scales == 3
+
+
+def test_records_without_png_masks_need_the_json(tmp_path):
+    from spinenet_tf.data import coco, synthetic
+    from spinenet_tf.data.pipeline import Data
+    from spinenet_tf.tasks.instances import InstanceSegmentation
+
+    path = synthetic.write_coco(tmp_path / "in", num_images=2, image_size=64, split="val")
+    coco.convert(
+        str(tmp_path / "in/val"), str(path), str(tmp_path / "set"), num_shards=1, png_masks=False
+    )
+    with pytest.raises(ValueError, match="set.json: these records have no masks of whole images"):
+        InstanceSegmentation().metric(Data(pattern=f"{tmp_path}/set-*"))
+    InstanceSegmentation().metric(Data(pattern=f"{tmp_path}/set-*", annotations=str(path)))
+
+
 def test_evaluation_records_must_mean_the_same_classes(tmp_path):
     from spinenet_tf.checkpoints import folder
 
