@@ -152,7 +152,7 @@ def _check_conventions(weights: Weights, task: Any, part: str) -> None:
     known = _style_of(weights)
     wanted = {f"Style.{k}": (style[k], v) for k, v in known.items()}
     if "activation" not in known:
-        print(f"{weights.path} does not tell its activation: {style['activation']} as the recipe")
+        print(f"{weights.path} does not tell activation and Anchors.size: taken from the recipe")
     anchors = getattr(task, "anchors", None) if part == "model" else None
     if anchors and weights.kind == "own":
         folder.check_anchors(os.path.dirname(weights.path), task)
