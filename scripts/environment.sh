@@ -25,6 +25,11 @@ install() {
   if [ "$(cat .venv/installed-"$requirements" 2>/dev/null)" = "$wanted" ]; then
     return
   fi
+  for other in .venv/installed-*; do  # plain TensorFlow and tensorflow-tpu overwrite each other
+    if [ -e "$other" ] && [[ "$requirements$other" == *-tpu.txt* ]] && [ "$other" != ".venv/installed-$requirements" ]; then
+      fail "$other: .venv is for another machine; remove .venv, or use another checkout"
+    fi
+  done
   echo "Installing $requirements into .venv: a few minutes, about 3 GB ..."
   local python
   python="$(find_python)" || exit 1

@@ -76,10 +76,14 @@ def compiled(recipe: str, tpu_types: list[str]) -> Iterator[dict]:
     with tempfile.TemporaryFile("w+") as said:
         command = [*argv, *["--plan"] * PLANS.value]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
-        for line in filter(lambda line: line.startswith("{"), process.stdout):
-            row = {k: v for k, v in json.loads(line).items() if k != "layers"}
-            yield about | {"slice": next(names)} | row
-        if process.wait():
+        try:
+            for line in filter(lambda line: line.startswith("{"), process.stdout):
+                row = {k: v for k, v in json.loads(line).items() if k != "layers"}
+                yield about | {"slice": next(names)} | row
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait() or next(names, None):
             said.seek(0)
             sys.exit(f"error: {recipe} on {tpu_types}: {said.read()[-1000:]}")
 

@@ -48,7 +48,7 @@ def make_task(task: type = Detection) -> Any:
             "anchors: bind those"
         )
     classes = {t: "num_classes" in gin.get_bindings(t) for t in TASKS}
-    if any(classes.values()) and not classes[name]:
+    if any(classes.values()) and not classes.get(name, True):
         other = next(t for t in TASKS if classes[t])
         raise ValueError(f"{other}.num_classes is bound, but the recipe's task is {name}")
     return made
@@ -214,7 +214,7 @@ def _train(model_dir: str, run: Run | None = None, after_loop=lambda step: None)
     data = scoped_data("train")
     run = run or _make_run(model_dir, data)
     _check_classes(run.task, data)
-    _check_examples(run.trainer.examples, data)
+    _check_records(run, data)
     begun = folder.check_start(model_dir, run.trainer.init_from)
     run.resume()  # before anything is written: the checkpoint may be of another recipe
     print(f"training {run.model.name} with {in_words(run.strategy)}", flush=True)
@@ -239,14 +239,22 @@ def _check_classes(task: Any, data: Data) -> None:
         )
 
 
-def _check_examples(said: int, data: Data) -> None:
-    """Epochs are as long as `Training.examples` says, so another set's number is a mistake."""
-    there = sum(sum(sidecar["shards"].values()) for sidecar in data.sidecars().values())
-    if said and there and abs(said - there) > MISSING * there:
+def _check_records(run: Run, data: Data) -> None:
+    """What the sidecars tell against training on these records."""
+    said, there = run.trainer.examples, data.known_examples()
+    if said and there and abs(said - there) > MISSING * there:  # epochs are as long as it says
         raise ValueError(
             f"Training.examples={said}, but Data.pattern={data.pattern!r} has {there} images: set "
             "--gin_param='Training.examples=0'"
         )
+    for path, sidecar in data.sidecars().items():
+        if sidecar.get("num_instances") == 0:
+            raise ValueError(f"{path}: these records have no objects to learn")
+        if run.task.labels[0] == "masks" and not sidecar.get("masks", True):
+            raise ValueError(
+                f"{path}: these records have no masks: their JSON had no segmentations, or they "
+                "were made with --nomasks"
+            )
 
 
 def _check_validation(run: Run, training: Data, data: Data) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import gin
@@ -179,7 +180,8 @@ def test_another_start_than_the_runs_is_refused(tmp_path):
     assert folder.check_start(where, "") == "spinenet-49"
     with pytest.raises(ValueError, match="started from spinenet-49, not from --init_checkpoint=x"):
         folder.check_start(where, "x")
-    folder.write_sidecar(where, {})
+    assert folder.check_start(where, "spinenet-49/") == "spinenet-49"
+    folder.write_sidecar(where, {"init_from": ""})
     with pytest.raises(ValueError, match="started from random weights, not from"):
         folder.check_start(where, "x")
 
@@ -202,7 +204,7 @@ def test_weights_that_fit_but_would_mean_something_else(tmp_path, binding, field
     folder.write_sidecar(str(tmp_path), describe.of_run(task, []))
     folder.check_fits(str(tmp_path), task)
     gin.parse_config(binding)
-    with pytest.raises(ValueError, match=f"--gin_param='{field}"):
+    with pytest.raises(ValueError, match=f'--gin_param="{field}'):
         folder.check_fits(str(tmp_path), modes.make_task())
 
 
@@ -254,6 +256,32 @@ def test_records_without_png_masks_need_the_json(tmp_path):
     with pytest.raises(ValueError, match="set.json: these records have no masks of whole images"):
         InstanceSegmentation().metric(Data(pattern=f"{tmp_path}/set-*"))
     InstanceSegmentation().metric(Data(pattern=f"{tmp_path}/set-*", annotations=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "boxes", "message"),
+    [(None, [[1, 1, 9, 9]], "these records have no masks"), ([], [], "have no objects to learn")],
+)
+def test_records_that_nothing_can_be_learned_from(tmp_path, segmentation, boxes, message):
+    from PIL import Image
+
+    from spinenet_tf import modes
+    from spinenet_tf.data import coco
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.jpg")
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": segmentation}
+    path = tmp_path / "in.json"
+    path.write_text(json.dumps({
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 16, "width": 16}],
+        "annotations": [entry | {"bbox": box} for box in boxes],
+        "categories": [{"id": 1, "name": "a"}],
+    }))  # fmt: skip
+    coco.convert(str(tmp_path), str(path), str(tmp_path / "set"), num_shards=1)
+    gin.parse_config([*tiny.BINDINGS, "make_task.task = @InstanceSegmentation"])
+    gin.parse_config(f"Data.pattern = '{tmp_path}/set-*'")
+    run = types.SimpleNamespace(task=modes.make_task(), trainer=Training(examples=1))
+    with pytest.raises(ValueError, match=f"set.json: .*{message}"):
+        modes._check_records(run, modes.scoped_data("train"))
 
 
 def test_evaluation_records_must_mean_the_same_classes(tmp_path):

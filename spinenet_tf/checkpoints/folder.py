@@ -23,8 +23,10 @@ STYLE = ("activation", "numerics", "epsilon")
 def write_sidecar(model_dir: str, description: dict) -> None:
     """Writes `model.json` beside the checkpoints."""
     tf.io.gfile.makedirs(model_dir)
-    with tf.io.gfile.GFile(f"{model_dir}/{SIDECAR}", "w") as file:
+    path = f"{model_dir}/{SIDECAR}"
+    with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
         json.dump(description, file, indent=1)
+    tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)  # other workers may read it now
 
 
 def read_sidecar(model_dir: str) -> dict:
@@ -78,7 +80,7 @@ def _compare(model_dir: str, name: str, fields: Iterable[str], old: dict, new: d
             raise ValueError(
                 f"the checkpoint in {model_dir} was trained with {name}.{field}={old[field]}, the "
                 f"recipe says {new[field]}: use the recipe of that run ({model_dir}/config.gin), "
-                f"--gin_param='{name}.{field}={old[field]!r}', or another --model_dir"
+                f'--gin_param="{name}.{field}={old[field]!r}", or another --model_dir'
             )
 
 
@@ -90,11 +92,11 @@ def check_start(model_dir: str, init_from: str) -> str:
     """
     if not tf.train.latest_checkpoint(model_dir):
         return init_from
-    begun = read_sidecar(model_dir).get("init_from", "")
-    if init_from not in ("", begun):
+    begun = read_sidecar(model_dir).get("init_from", init_from)
+    if init_from and init_from.rstrip("/") != begun.rstrip("/"):
         raise ValueError(
             f"{model_dir} holds a run that was started from {begun or 'random weights'}, not from "
-            f"--init_checkpoint={init_from}: give another --model_dir"
+            f"--init_checkpoint={init_from}: give another --model_dir, or leave it out to go on"
         )
     return begun
 

@@ -115,13 +115,21 @@ class Data:
 
     def counts(self, files: list[str]) -> list[int]:
         """Records of each file: from the sidecars, or by walking through those that none covers."""
+        counts = zip(files, self._known(files), strict=True)
+        return [shards.count(f) if n is None else n for f, n in counts]
+
+    def known_examples(self) -> int | None:
+        """Images of all shards, if the sidecars say."""
+        counts = self._known(self.files())
+        return None if None in counts else sum(counts)
+
+    def _known(self, files: list[str]) -> list[int | None]:
         known = {
             f"{path.rpartition('/')[0]}/{name}": number
             for path, sidecar in self.sidecars().items()
             for name, number in sidecar["shards"].items()
         }
-        counts = [known.get(f if "/" in f else f"/{f}") for f in files]
-        return [shards.count(f) if n is None else n for f, n in zip(files, counts, strict=True)]
+        return [known.get(f if "/" in f else f"/{f}") for f in files]
 
     def buffer(self, files: list[str]) -> int:
         """Records that the shuffle buffer may hold."""

@@ -19,7 +19,11 @@ def check_truth(data: Data) -> None:
     Raises:
       ValueError: neither the records nor `Data.annotations` say what the masks are.
     """
-    without = [path for path, said in data.sidecars().items() if not said.get("png_masks", True)]
+    without = [
+        path
+        for path, said in data.sidecars().items()
+        if said.get("num_instances", 1) and not said.get("png_masks", True)
+    ]
     if without and not data.annotations:
         raise ValueError(
             f"{without[0]}: these records have no masks of whole images to evaluate against: set "
