@@ -247,9 +247,10 @@ def _check_records(run: Run, data: Data) -> None:
             f"Training.examples={said}, but Data.pattern={data.pattern!r} has {there} images: set "
             "--gin_param='Training.examples=0'"
         )
-    for path, sidecar in data.sidecars().items():
-        if sidecar.get("num_instances") == 0:
-            raise ValueError(f"{path}: these records have no objects to learn")
+    objects = {path: s for path, s in data.sidecars().items() if s.get("num_instances", 1)}
+    if data.sidecars() and not objects:
+        raise ValueError(f"Data.pattern={data.pattern!r}: these records have no objects to learn")
+    for path, sidecar in objects.items():
         if run.task.labels[0] == "masks" and not sidecar.get("masks", True):
             raise ValueError(
                 f"{path}: these records have no masks: their JSON had no segmentations, or they "
