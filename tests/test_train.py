@@ -400,11 +400,15 @@ def test_two_mirrored_replicas_equal_one_device(records, tmp_path, recompute):
 
 
 AVERAGES_SCRIPT = """
+import sys
 import keras, numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+if sys.argv[1] == "workers":
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+else:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 from spinenet_tf.train.averages import merger
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(momentum=0.5)])
 @tf.function
@@ -416,15 +420,20 @@ def step():
 step()
 mean = model.layers[-1].moving_mean.value
 local = lambda: [v.numpy().tolist() for v in strategy.experimental_local_results(mean)]
-assert local() == [[0, 0], [2, 2]], local()
+one = strategy.cluster_resolver.task_id if sys.argv[1] == "workers" else slice(2)
+assert local() == np.atleast_2d(np.array([[0, 0], [2, 2]])[one]).tolist(), local()
 merger(strategy, model)()
-assert local() == [[1, 1], [1, 1]], local()
+assert local() == [[1, 1]] * len(local()), local()
 """
 
 
 def test_replicas_of_plain_batch_norm_evaluate_and_save_one_average():
-    done = tiny.run([sys.executable, "-c", AVERAGES_SCRIPT])
+    done = tiny.run([sys.executable, "-c", AVERAGES_SCRIPT, "mirrored"])
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_workers_of_plain_batch_norm_evaluate_and_save_one_average(tmp_path):
+    start_workers([sys.executable, "-c", AVERAGES_SCRIPT, "workers"], tmp_path)
 
 
 SEEDS_SCRIPT = """
@@ -457,15 +466,11 @@ def _free_ports(n):
     return ports
 
 
-@pytest.mark.slow
-def test_two_workers_on_loopback_train_and_checkpoint(records, tmp_path):
+def start_workers(argv, folder):
+    """Runs a command as two workers of one cluster; returns what each printed."""
     workers = [f"127.0.0.1:{port}" for port in _free_ports(2)]
-    processes, logs = [], [tmp_path / f"worker{i}.log" for i in range(2)]
+    processes, logs = [], [folder / f"worker{i}.log" for i in range(2)]
     for i, log in enumerate(logs):
-        argv = tiny.command(
-            "train_and_eval", tmp_path / "run", records, "make_strategy.kind = 'multi_worker'",
-            "Style.synchronized = True", "Training.steps = 4",
-        )  # fmt: skip
         config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}
         env = tiny.environment(TF_CONFIG=json.dumps(config))
         with log.open("w") as file:  # not a pipe: nobody empties the second while the first runs
@@ -473,6 +478,16 @@ def test_two_workers_on_loopback_train_and_checkpoint(records, tmp_path):
     codes = [process.wait(timeout=300) for process in processes]
     outputs = [log.read_text() for log in logs]
     assert codes == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
+    return outputs
+
+
+@pytest.mark.slow
+def test_two_workers_on_loopback_train_and_checkpoint(records, tmp_path):
+    argv = tiny.command(
+        "train_and_eval", tmp_path / "run", records, "make_strategy.kind = 'multi_worker'",
+        "Style.synchronized = True", "Training.steps = 4",
+    )  # fmt: skip
+    outputs = start_workers(argv, tmp_path)
     assert tf.train.latest_checkpoint(str(tmp_path / "run")).endswith("ckpt-4")
     assert "\nAP " in outputs[0] and "\nAP " not in outputs[1]
     assert json.loads((tmp_path / "run/metrics-4.json").read_text())["step"] == 4

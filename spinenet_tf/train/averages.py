@@ -18,7 +18,8 @@ def merger(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable[[],
     averages = [v.value for v in model.non_trainable_variables if v.dtype.startswith("float")]
 
     def merge():
-        values = [tf.convert_to_tensor(average) for average in averages]
+        # Not convert_to_tensor: a worker's only replica must tell on which device its values are.
+        values = [tf.identity(average) for average in averages]
         means = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values)
         for average, mean in zip(averages, means, strict=True):
             average.assign(mean)
