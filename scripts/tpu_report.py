@@ -3,14 +3,15 @@
     python scripts/tpu_report.py --recipes='table2/*' --tpus=v3,v5e
 
 Of a chip's slices, the smallest is taken on which the recipe's batch fits, from --most images a
-device down. A compilation takes 5 minutes to an hour on 2 cores; with --plans, which ends where the
-compiler has assigned memory, one to twenty. What is in docs/tpu_report.jsonl is not done again, so
-the report grows with every call, and a compiled program takes the place of its plan. Delete its
-lines to have them made anew.
+device down (fewer where they are larger than 640 px). A compilation takes 5 minutes to an hour on 2
+cores; with --plans, which ends where the compiler has assigned memory, one to twenty. What is in
+docs/tpu_report.jsonl is not done again, so the report grows with every call, and a compiled program
+takes the place of its plan. Delete its lines to have them made anew.
 """
 
 import datetime
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -25,15 +26,18 @@ RECIPES = flags.DEFINE_list(
     "recipes", ["table*/*", "section*/*"], "Globs of recipes within gin_configs."
 )
 TPUS = flags.DEFINE_list("tpus", ["v3", "v4", "v5e", "v6e"], "Chips.")
-MOST = flags.DEFINE_integer("most", 8, "Images a device to begin with; 16 times that of classes.")
+MOST = flags.DEFINE_integer(
+    "most", 8, "Images of 640 px a device to begin with; 16 times that of classes."
+)
 PLANS = flags.DEFINE_bool("plans", False, "What fits, without machine code and times.")
 REPORT = flags.DEFINE_string("report", str(ROOT / "docs/tpu_report"), "Path without ending.")
 
 HEAD = """# Recipes compiled for TPUs
 
 libtpu 0.0.52's estimates for one replica, whose sums with others are not in them.
-They are no run times. "limit" is what the multiply-adds take at the chip's peak. Only what is in
-the table was compiled. `scripts/tpu_report.py` adds to it. A row without
+They are no run times; ">=": loops whose length the program does not tell (those of non-maximum
+suppression) are counted once. "limit" is what the multiply-adds take at the chip's peak. Only what
+is in the table was compiled. `scripts/tpu_report.py` adds to it. A row without
 times is a plan: the compiler optimised the program and assigned its memory, but wrote no machine
 code. The code's memory, 0.35 GiB at most in the other rows, is not in the figure; of the device's,
 1 GiB is left for it. v6e's programs do without its SparseCores, whose parts could not be read.
@@ -52,7 +56,9 @@ def slices(recipe: str) -> dict[str, list[str]]:
 
     main.parse_gin([str(ROOT / f"gin_configs/{recipe}.gin")], [], None)
     batch = modes.scoped_data("train").batch_size
-    most = MOST.value * (16 if modes.make_task().network == "Classifier" else 1)
+    task = modes.make_task()
+    halvings = max(0, round(2 * math.log2(task.image_size / 640)))  # of the images: by their area
+    most = MOST.value * 16 if task.network == "Classifier" else MOST.value // 2**halvings
     gin.clear_config()
     return {
         tpu: [
@@ -131,6 +137,7 @@ def row_of(figures: dict) -> str:
         return f"{head} no |  |  |  | {figures['date']} |"
     head += f" {'yes' if figures['fits'] else 'no'} | {figures['hbm_gib']:.2f} |"
     total = "" if is_plan(figures) else f"{figures['estimated_ms'] + figures['copied_ms']:.1f}"
+    total = f">= {total}" if figures.get("unbounded_loops") else total
     return f"{head} {total} | {figures['limit_ms']:.1f} | {figures['date']} |"
 
 

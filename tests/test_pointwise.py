@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from spinenet_tf import SpineNet
+from spinenet_tf.models import pointwise
 from spinenet_tf.models.device import for_tpu
 from spinenet_tf.models.layers import Style, max_pool
 from spinenet_tf.models.layout import PLAIN, Layout
@@ -207,3 +208,37 @@ def test_a_frozen_layer_keeps_its_averages():
     np.testing.assert_array_equal(model(picture, training=True), model(picture))
     for old, new in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_variances_survive_factors_rounded_to_bfloat16(monkeypatch):
+    """What a TPU does of a float32 product by default; the channels have most in common."""
+    common, own = RNG.normal(size=(512, 1)), RNG.normal(size=(512, 64))
+    covariance = np.cov((30 * common + own).T)
+    kernel = RNG.normal(size=(64, 32))
+    kernel -= kernel.mean(0)  # what is common to the channels cancels
+    expected = np.einsum("ij,jk,ik->k", covariance, kernel, kernel)
+    factors = [tf.constant(v, tf.float32) for v in (covariance, kernel)]
+    matmul = keras.ops.matmul
+
+    def rounded(*factors):
+        return matmul(*(tf.cast(tf.cast(f, tf.bfloat16), tf.float32) for f in factors))
+
+    monkeypatch.setattr(pointwise.ops, "matmul", rounded)
+    errors = [
+        np.abs(np.sum(product(*factors) * factors[1], 0) / expected - 1).max()
+        for product in (pointwise.exact_product, rounded)
+    ]
+    assert errors[0] < 0.02 < 1 < errors[1]
+
+
+def test_gradients_of_an_exact_product():
+    a, b = (tf.constant(RNG.normal(size=shape), tf.float32) for shape in ((5, 7), (7, 3)))
+    found = []
+    for product in (pointwise.exact_product, tf.matmul):
+        with tf.GradientTape() as tape:
+            tape.watch([a, b])
+            y = product(a, b)
+            loss = tf.reduce_sum(tf.sin(y))
+        found.append([y, *tape.gradient(loss, [a, b])])
+    for ours, plain in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=2e-4)

@@ -89,7 +89,10 @@ def recomputed(shape, **style):
 
 
 def with_l1(shape, **style):
-    blocks = [(1, "bottleneck", (0, 1), False), (3, "bottleneck", (1, 2), True)]
+    blocks = [
+        (1, "bottleneck", (0, 1), False), (1, "bottleneck", (0, 2), False),
+        (2, "bottleneck", (2, 3), False), (3, "bottleneck", (1, 4), True),
+    ]  # fmt: skip
     return spinenet(shape, blocks=blocks, **style)
 
 

@@ -283,7 +283,7 @@ def resize(
     x = style.conv_bn(x, filters, 3, 2, name=f"{name}_down", layout=old)
     octaves = target - source - 1
     if not octaves:
-        return recut(x, old.strips, new.strips)
+        return relay(x, Layout(1, old.strips), new)
     x = recut(x, old.strips, 1)
     return cut(_shrink(x, octaves, style.numerics, name), new.strips)
 

@@ -9,6 +9,7 @@ the diagonal of W' cov(x) W. Weights and results are those of separate layers.
 import keras
 from keras import ops
 
+from spinenet_tf.models.device import on_tpu
 from spinenet_tf.models.norm import affine, normalized, over_replicas, wide
 
 
@@ -51,7 +52,7 @@ class PointwiseSum(Held):
 
     def __init__(self, convs: list, norms: list, columns: int = 1, **kwargs):
         super().__init__(convs, norms, **kwargs)
-        self.columns = columns
+        self.columns, self.product = columns, exact_product if on_tpu() else ops.matmul
 
     def build(self, shapes):
         self.build_held([(*shape[:-1], shape[-1] // self.columns) for shape in shapes])
@@ -70,7 +71,7 @@ class PointwiseSum(Held):
             one = slice(start, start := start + kernel.shape[0] * self.columns)
             if training:
                 parts = _of_columns(mean[one], moment[one, one], self.columns)
-                scale, shift = affine(norm, _through(kernel, *parts))
+                scale, shift = affine(norm, _through(kernel, *parts, self.product))
             else:
                 scale, shift = affine(norm, None)
             kernels.append(kernel * scale)
@@ -144,11 +145,40 @@ def _of_columns(mean, moment, columns: int):
     return (mean[first] + mean[second]) / 2, moments
 
 
-def _through(kernel, mean, moment):
+def _through(kernel, mean, moment, product):
     """Mean and variance [d] of x W, from W [c, d] and x's mean [c] and second moments [c, c]."""
     covariance = moment - mean[:, None] * mean
-    variance = ops.sum(ops.matmul(covariance, kernel) * kernel, axis=0)
+    variance = ops.sum(product(covariance, kernel) * kernel, axis=0)
     return ops.matmul(mean[None], kernel)[0], ops.maximum(variance, 0.0)
+
+
+@ops.custom_gradient
+def exact_product(a, b):
+    """[m, n] @ [n, k], whose float32 factors a TPU rounds to bfloat16, to 16 bits of each.
+
+    For variances: where channels correlate, the terms of their sums cancel.
+    """
+
+    def gradient(*args, upstream=None):
+        upstream = args[0] if upstream is None else upstream
+        return ops.matmul(upstream, ops.transpose(b)), ops.matmul(ops.transpose(a), upstream)
+
+    if a.dtype == "float32":  # in float64, nothing is rounded
+        (high, low), (top, rest) = _halves(a), _halves(b)
+        factors = [ops.concatenate([high, high, low], 1), ops.concatenate([top, rest, top])]
+    else:
+        factors = [a, b]
+    return ops.matmul(*factors), gradient
+
+
+def _halves(x):
+    """Two float32 that sum to x, of which bfloat16 holds the first exactly."""
+    import tensorflow as tf  # a TPU is TensorFlow's here
+
+    # Not by casts: the compiler may leave out a rounding that it thinks nobody wants.
+    bits = tf.bitwise.bitwise_and(tf.bitcast(x, tf.uint32), tf.constant(0xFFFF0000, tf.uint32))
+    high = tf.bitcast(bits, tf.float32)
+    return high, x - high
 
 
 def _moments(x, synchronized: bool):

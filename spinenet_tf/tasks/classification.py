@@ -13,6 +13,7 @@ from spinenet_tf.data.images import central_crop
 from spinenet_tf.data.pipeline import Data
 from spinenet_tf.draw import draw_text
 from spinenet_tf.models.classifier import Classifier
+from spinenet_tf.models.norm import over_replicas
 from spinenet_tf.ops import augment
 from spinenet_tf.tasks import common
 
@@ -62,7 +63,7 @@ class Classification:
         shape = (self.image_size, self.image_size, 3)
         return Classifier(num_classes=self.num_classes, input_shape=shape)
 
-    def runs(self) -> dict[str, int]:
+    def runs(self, training: bool = False) -> dict[str, int]:
         """How often an image runs nested models: there are none."""
         return {}
 
@@ -80,7 +81,7 @@ class Classification:
         truth = tf.one_hot(batch["label"], self.num_classes)
         truth = truth * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
         cross_entropy = tf.nn.softmax_cross_entropy_with_logits(truth, logits)
-        images = common.over_replicas(tf.cast(tf.shape(logits)[0], tf.float32))
+        images = over_replicas(tf.cast(tf.shape(logits)[0], tf.float32))
         decay = common.weight_decay(model)
         parts = {"class": tf.reduce_sum(cross_entropy) / images, "l2": decay}
         total = parts["class"] + decay

@@ -1,9 +1,10 @@
-"""What the tasks share: how images are seen, sums over replicas, weight decay."""
+"""What the tasks share: how images are seen, means over replicas, weight decay."""
 
 import keras
 import tensorflow as tf
 
 from spinenet_tf.models.device import shapes_may_vary
+from spinenet_tf.models.norm import over_replicas
 from spinenet_tf.ops import augment, boxes
 
 
@@ -66,10 +67,11 @@ def flatten(maps: dict, values: int) -> list[tf.Tensor]:
     return flat
 
 
-def over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """The sum of a replica's value over all replicas."""
-    replica = tf.distribute.get_replica_context()
-    return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
+def mean_where(values: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
+    """One replica's part of the mean over all replicas' values where `where` holds, or 0."""
+    weights = tf.broadcast_to(tf.cast(where, tf.float32), tf.shape(values))
+    total = over_replicas(tf.reduce_sum(weights))
+    return tf.reduce_sum(values * weights) / tf.maximum(total, 1.0)
 
 
 def weight_decay(model: keras.Model) -> tf.Tensor:

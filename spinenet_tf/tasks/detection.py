@@ -11,6 +11,7 @@ import tensorflow as tf
 from spinenet_tf.data.images import place
 from spinenet_tf.data.pipeline import Data
 from spinenet_tf.draw import draw_boxes
+from spinenet_tf.models.norm import over_replicas
 from spinenet_tf.models.retinanet import RetinaNet
 from spinenet_tf.ops import augment, losses, matching, nms
 from spinenet_tf.ops import boxes as box_ops
@@ -76,7 +77,7 @@ class Detection:
         common.check_levels(self.anchors, model.output["class"])
         return model
 
-    def runs(self) -> dict[str, int]:
+    def runs(self, training: bool = False) -> dict[str, int]:
         """How often an image runs nested models: there are none."""
         return {}
 
@@ -97,7 +98,7 @@ class Detection:
         boxes, _, valid = common.seen_objects(batch, view, self.image_size)
         targets = self.targets(boxes, batch["classes"], valid)
         positives = tf.reduce_sum(tf.cast(targets.positive, tf.float32))
-        positives = common.over_replicas(positives)
+        positives = over_replicas(positives)
         parts = self.losses(model(images, training=training), targets, boxes)
         parts = {name: part / (positives + 1.0) for name, part in parts.items()}
         parts["l2"] = common.weight_decay(model)

@@ -107,9 +107,7 @@ class InstanceSegmentation:
 
     network: ClassVar = "MaskRCNN"  # the builder that gin binds
     labels: ClassVar = ("masks", "boxes")  # what to read in training and in evaluation
-    log_names: ClassVar = (
-        "rpn_score", "rpn_box", "class", "box", "mask", "l2", "total",
-    )  # fmt: skip
+    log_names: ClassVar = ("rpn_score", "rpn_box", "class", "box", "mask", "l2", "total")
 
     @property
     def augmentation(self) -> augment.Augmentation:
@@ -130,8 +128,10 @@ class InstanceSegmentation:
         common.check_levels(self.anchors, model.output["rpn"]["features"])
         return model
 
-    def runs(self) -> dict[str, int]:
+    def runs(self, training: bool = False) -> dict[str, int]:
         """How often an image runs the parts of the model (Table 5 counts 1000 proposals)."""
+        if training:
+            return {"box_head": self.region_samples, "mask_head": self.mask_samples}
         return {"box_head": self.proposals_after, "mask_head": self.max_detections}
 
     def metric(self, data: Data) -> MaskMetric:
@@ -184,8 +184,8 @@ class InstanceSegmentation:
         )
         box = losses.huber(outputs, targets, self.rpn_delta)
         return {
-            "rpn_score": _mean(score, chosen.used),
-            "rpn_box": _mean(box, chosen.positive[..., None]),
+            "rpn_score": common.mean_where(score, chosen.used),
+            "rpn_box": common.mean_where(box, chosen.positive[..., None]),
         }
 
     def propose(
@@ -231,8 +231,8 @@ class InstanceSegmentation:
         targets = self._box_targets(matched, regions.boxes, positive) * BOX_SCALES
         box = losses.huber(outputs, targets, 1.0)
         return {
-            "class": _mean(cross_entropy, regions.used),
-            "box": _mean(box, positive[..., None]),
+            "class": common.mean_where(cross_entropy, regions.used),
+            "box": common.mean_where(box, positive[..., None]),
         }
 
     def mask_loss(self, model, features: dict, regions: Regions, truth, frames, training) -> dict:
@@ -247,7 +247,7 @@ class InstanceSegmentation:
         seen = masks.crop_masks(truth, frames, regions.boxes, MASK_SIZE)
         targets = tf.cast(seen >= 0.5, tf.float32)
         cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)
-        return {"mask": _mean(cross_entropy, (regions.classes > 0)[..., None, None])}
+        return {"mask": common.mean_where(cross_entropy, (regions.classes > 0)[..., None, None])}
 
     def predict(self, model: keras.Model, batch: dict, *, native: bool = False) -> Instances:
         """Detections and masks in pixels of the source images; see `Detection.predict`."""
@@ -341,10 +341,3 @@ class InstanceSegmentation:
 def _by_region(head: keras.Model, cells: tf.Tensor, training: bool):
     """Applies a head to [b, k, s, s, c] cells: every region is an image to it."""
     return head(tf.reshape(cells, [-1, *cells.shape[2:]]), training=training)
-
-
-def _mean(values: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
-    """One replica's part of the mean over all replicas' values where `where` holds, or 0."""
-    weights = tf.broadcast_to(tf.cast(where, tf.float32), tf.shape(values))
-    total = common.over_replicas(tf.reduce_sum(weights))
-    return tf.reduce_sum(values * weights) / tf.maximum(total, 1.0)

@@ -149,11 +149,12 @@ def multiply_adds(task: Any, data: Data) -> dict[str, int]:
 
     A view of an image is two matrix products.
     """
-    once = count(task.build(), task.runs()).multiply_adds
+    model = task.build()
+    once, trained = (count(model, task.runs(training)).multiply_adds for training in (False, True))
     view = 0
     if task.labels[0] != "class":
         view = augment.multiply_adds(data.canvas, task.image_size)
-    return {"train": 3 * once + view, "predict": once + view}
+    return {"train": 3 * trained + view, "predict": once + view}
 
 
 def text(figures: dict) -> str:

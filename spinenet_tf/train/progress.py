@@ -5,6 +5,8 @@ import time
 
 import tensorflow as tf
 
+from spinenet_tf.train.strategy import gather, many_workers
+
 
 class Progress:
     """Prints a line and writes TensorBoard scalars after each compiled call."""
@@ -26,8 +28,11 @@ class Progress:
         with self._writer.as_default(step):
             for name, value in logs.items():
                 tf.summary.scalar(name, value)
-        self._writer.flush()
         print(self._line(step, speed, logs), flush=True)
+
+    def flush(self) -> None:
+        """Writes the scalars so far; else TensorFlow does, every two minutes."""
+        self._writer.flush()
 
     def _line(self, step: int, speed: float, logs: dict) -> str:
         parts = " ".join(f"{k} {logs[k]:.3f}" for k in self._parts)
@@ -52,6 +57,13 @@ class NoticeSigterm:
 
     def __bool__(self):
         return self._came
+
+    def anywhere(self, strategy: tf.distribute.Strategy) -> bool:
+        """Whether it has come to any worker: all must leave the loop at the same step."""
+        if not many_workers(strategy):
+            return bool(self)
+        come = strategy.run(lambda: tf.constant([int(bool(self))]))
+        return bool(gather(strategy, come).any())
 
     def _note(self, *_):
         self._came = True

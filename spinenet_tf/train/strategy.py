@@ -1,6 +1,7 @@
-"""Which devices to train on."""
+"""Which devices to train on, and what their processes tell each other."""
 
 import gin
+import numpy as np
 import tensorflow as tf
 
 KINDS = ("auto", "tpu", "mirrored", "multi_worker", "one_device")
@@ -57,3 +58,27 @@ def in_words(strategy: tf.distribute.Strategy) -> str:
     kind = "TPU" if isinstance(strategy, tf.distribute.TPUStrategy) else gpu
     n = strategy.num_replicas_in_sync
     return f"{n} replica{'s' * (n > 1)} on {kind}"
+
+
+def many_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this is one of several processes that run the same program."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes what there is one of."""
+    if not many_workers(strategy):
+        return True
+    resolver = strategy.cluster_resolver
+    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return (resolver.task_type, resolver.task_id) == (chief, 0)
+
+
+def gather(strategy: tf.distribute.Strategy, value) -> np.ndarray:
+    """The rows of all replicas, on all workers, as one array."""
+    if not many_workers(strategy):
+        return np.concatenate([v.numpy() for v in strategy.experimental_local_results(value)])
+    # Its collectives take no bool and no uint8.
+    small = (tf.bool, tf.uint8)
+    value = strategy.run(lambda v: tf.cast(v, tf.int32) if v.dtype in small else v, (value,))
+    return strategy.gather(value, axis=0).numpy()

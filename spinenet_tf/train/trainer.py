@@ -21,7 +21,7 @@ from spinenet_tf.train.averages import merger
 from spinenet_tf.train.gradients import gradient
 from spinenet_tf.train.optimizer import Momentum, Schedule
 from spinenet_tf.train.progress import NoticeSigterm, Progress
-from spinenet_tf.train.strategy import input_is_here
+from spinenet_tf.train.strategy import gather, input_is_here, is_chief
 
 OPTIMIZER_LOGS = ("gradient_norm", "learning_rate")
 PREEMPTED = 143  # exit status after SIGTERM: 128 + 15, so that a supervisor starts us again
@@ -139,15 +139,7 @@ class Run:
     @property
     def is_chief(self) -> bool:
         """Whether this process writes what there is one of."""
-        if not self._many_workers:
-            return True
-        resolver = self.strategy.cluster_resolver
-        chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
-        return (resolver.task_type, resolver.task_id) == (chief, 0)
-
-    @property
-    def _many_workers(self) -> bool:
-        return isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        return is_chief(self.strategy)
 
     def resume(self) -> int:
         """The step to go on from.
@@ -196,10 +188,11 @@ class Run:
                 logs = train_steps(batches, tf.constant(step - progress.step))
                 self._check_finite(logs, progress.step, step)
                 progress.report(step, logs)
-                stop = self._any_worker(bool(came))
-                if step == total or step % self.trainer.checkpoint_every == 0 or stop:
+                stop = came.anywhere(self.strategy)
+                if step == total or self._saves(step) or stop:
                     self.merge_averages()
                     self.manager.save(checkpoint_number=self.step)
+                    progress.flush()
                 if stop:
                     print(f"SIGTERM: saved step {step} in {self.model_dir}", flush=True)
                     sys.exit(PREEMPTED)
@@ -225,10 +218,10 @@ class Run:
     def _evaluate(self, batches, metric: Any, look: Callable[[dict, tuple], None]) -> None:
         for number, batch in enumerate(batches):
             found = self._predict(batch)
-            detections = type(found)(*(self._gather(part) for part in found))
+            detections = type(found)(*(gather(self.strategy, part) for part in found))
             wanted = batch.keys() - ({"draws", "image"} if number else {"draws"})
             # Sorted: all workers must gather in one order, and a set has another in each process.
-            labels = {name: self._gather(batch[name]) for name in sorted(wanted)}
+            labels = {name: gather(self.strategy, batch[name]) for name in sorted(wanted)}
             metric.update(labels, detections)
             if not number:
                 look(labels, detections)
@@ -238,7 +231,7 @@ class Run:
         return dict(data=data, labels=self.task.labels[which], num_classes=self.task.num_classes)
 
     def replica_step(self, batch: dict, learning_rate: tf.Tensor, total_steps: int) -> dict:
-        """One replica's step on its batch: updates the weights, returns its part of the logs."""
+        """One replica's step on its batch: updates the weights, returns all replicas' logs."""
         progress = tf.cast(self.step, tf.float32) / total_steps
         with training_progress(progress), varying_shapes(self.varying):
             with tf.GradientTape() as tape:
@@ -250,10 +243,10 @@ class Run:
         if self.trainer.clip:
             gradients, _ = tf.clip_by_global_norm(gradients, self.trainer.clip, norm)
         self.optimizer.apply(gradients, learning_rate)
-        return logs | {
-            "gradient_norm": norm / replica.num_replicas_in_sync,
-            "learning_rate": learning_rate / replica.num_replicas_in_sync,
-        }
+        # Summed here and at once: outside, a TPU host would fetch each scalar of each replica.
+        sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(list(logs.values())))
+        logs = dict(zip(logs, tf.unstack(sums), strict=True))
+        return logs | {"gradient_norm": norm, "learning_rate": learning_rate}
 
     def _compile(self, rate: Callable[[tf.Tensor], tf.Tensor], total_steps: int):
         """Returns train_steps(iterator, n) -> mean logs of n steps."""
@@ -265,8 +258,7 @@ class Run:
         def one_step(iterator):
             logs = self.strategy.run(replica_step, (next(iterator),))
             self.step.assign_add(1)
-            add = tf.distribute.ReduceOp.SUM
-            return {k: self.strategy.reduce(add, v, axis=None) for k, v in logs.items()}
+            return {k: self.strategy.experimental_local_results(v)[0] for k, v in logs.items()}
 
         @tf.function
         def train_steps(iterator, n):
@@ -301,22 +293,10 @@ class Run:
 
         return self.strategy.distribute_datasets_from_function(make_for)
 
-    def _gather(self, value) -> Any:
-        """The rows of all replicas, on all workers, as one array."""
-        if not self._many_workers:
-            return tf.concat(self.strategy.experimental_local_results(value), 0).numpy()
-        # Its collectives take no bool and no uint8.
-        small = (tf.bool, tf.uint8)
-        value = self.strategy.run(
-            lambda v: tf.cast(v, tf.int32) if v.dtype in small else v, (value,)
-        )
-        return self.strategy.gather(value, axis=0).numpy()
-
-    def _any_worker(self, stop: bool) -> bool:
-        """Whether any worker was told to stop: all must leave the loop at the same step."""
-        if not self._many_workers:
-            return stop
-        return bool(self._gather(self.strategy.run(lambda: tf.constant([int(stop)]))).any())
+    def _saves(self, step: int) -> bool:
+        """Whether a checkpoint is due; before an evaluation too, which may outlast a notice."""
+        every = (self.trainer.checkpoint_every, self.trainer.eval_every)
+        return any(step % n == 0 for n in every if n)
 
     def _loops(self, start: int, total: int):
         """The steps at which a compiled call ends: multiples of each length, and the end."""
