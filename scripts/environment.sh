@@ -1,5 +1,6 @@
-# Sourced by demo.sh and test.sh: makes .venv with the given pinned requirements and enters it.
-# usage: source environment.sh requirements.txt
+# Makes .venv with the given pinned requirements; sourced, as by demo.sh and test.sh, enters it.
+# usage: bash scripts/environment.sh requirements.txt && source .venv/bin/activate
+# (not sourced by hand: where something is missing, it exits)
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"

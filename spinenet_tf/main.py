@@ -30,7 +30,8 @@ flags.DEFINE_multi_string("images", [], "predict: image files or globs")
 flags.DEFINE_string(
     "output",
     None,
-    "to write; predict, export, tpu_compile: folder; draw: PNG or SVG; convert: folder or file",
+    "to write; eval, predict, export, tpu_compile: folder; draw: PNG or SVG; convert: folder or "
+    "file",
 )
 flags.DEFINE_string(
     "checkpoint", None, "convert, eval, predict, export: weights of the official code (TF1), of "
@@ -81,13 +82,14 @@ def _run(args) -> None:
         modes.adopt(args.checkpoint, args.model_dir, **settings)
     start = [f"Training.init_from = {args.init_checkpoint!r}"] if args.init_checkpoint else []
     parse_gin(args.gin_file, [*args.gin_param, *start], args.model_dir)
+    modes.check_read(args.gin_param)
     match args.mode:
         case "train":
             modes.train(args.model_dir)
         case "train_and_eval":
             modes.train_and_eval(args.model_dir)
         case "eval":
-            modes.evaluate(args.model_dir)
+            modes.evaluate(args.model_dir, args.output or args.model_dir)
         case "predict":
             if not args.images:
                 raise ValueError("--mode=predict needs --images")
@@ -122,7 +124,7 @@ def _check(args) -> None:
         "tpu_type": ("tpu_compile",),
         "plan": ("tpu_compile",),
         "images": ("predict",),
-        "output": ("predict", "export", "draw", "convert", "tpu_compile"),
+        "output": ("eval", "predict", "export", "draw", "convert", "tpu_compile"),
         "json": ("profile", "tpu_compile"),
         "gin_file": tuple(m for m in MODES if m != "convert"),
         "gin_param": tuple(m for m in MODES if m != "convert"),
@@ -140,7 +142,8 @@ def parse_gin(files: list[str], params: list[str], model_dir: str | None) -> Non
     """Reads recipes, or the one saved in `model_dir`, and locks the configuration.
 
     Raises:
-      FileNotFoundError: no such recipe. ValueError: a name that nothing has, with the nearest one.
+      FileNotFoundError: no such recipe. ValueError: a name that nothing has, with the nearest one,
+        or a scope in which nothing is read.
     """
     from tensorflow.io import gfile
 
@@ -155,6 +158,7 @@ def parse_gin(files: list[str], params: list[str], model_dir: str | None) -> Non
             raise FileNotFoundError(f"--gin_file={file}: no such file")
         for folder in Path(file).resolve().parents[:3]:
             gin.add_config_file_search_path(str(folder))
+    gin.add_config_file_search_path(str(Path(__file__).resolve().parents[1] / "gin_configs"))
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)  # gin logs every folder in which an include is not
     try:
@@ -165,6 +169,11 @@ def parse_gin(files: list[str], params: list[str], model_dir: str | None) -> Non
         raise ValueError(f"{error}{_nearest(str(error))}") from error
     finally:
         logging.set_verbosity(verbosity)
+    for scope, selector in gin.config._CONFIG:
+        name = selector.rpartition(".")[2]
+        read = scope in ("", "train", "eval") and (not scope or name == "Data")
+        if selector.startswith("spinenet_tf.") and not read:
+            raise ValueError(f"{scope}/{name}: nothing reads it; scopes are train/Data, eval/Data")
 
 
 def _nearest(message: str) -> str:

@@ -54,6 +54,19 @@ def make_task(task: type = Detection) -> Any:
     return made
 
 
+def check_read(params: Sequence[str]) -> None:
+    """Refuses bindings of the command line whose task or network is not the recipe's."""
+    task = make_task()
+    others = {*describe.NETWORKS, *TASKS} - {task.network, type(task).__name__}
+    for param in params:
+        name = param.split("=")[0].rpartition(".")[0].split("/")[-1].split(".")[-1]
+        if name in others:
+            raise ValueError(
+                f"--gin_param={param!r}: nothing reads it, as the recipe's task is "
+                f"{type(task).__name__} and its network {task.network}"
+            )
+
+
 def scoped_data(scope: str) -> Data:
     """`Data` under the bindings of gin scope 'train' or 'eval'."""
     with gin.config_scope(scope):
@@ -81,13 +94,14 @@ def train_and_eval(model_dir: str) -> dict:
     return figures[step] if step in figures else _evaluate(run, validation)
 
 
-def evaluate(model_dir: str) -> dict:
-    """Prints and saves the task's figures of the newest checkpoint."""
+def evaluate(model_dir: str, output: str) -> dict:
+    """Prints the task's figures of the newest checkpoint and saves them in `output`."""
     folder.latest(model_dir)
     data = scoped_data("eval")
     run = _make_run(model_dir, data)
     run.resume()
-    return _evaluate(run, data)
+    tf.io.gfile.makedirs(output)
+    return _evaluate(run, data, output)
 
 
 def predict(model_dir: str, images: list[str], output: str) -> None:
@@ -110,9 +124,12 @@ def predict(model_dir: str, images: list[str], output: str) -> None:
 
 def export(model_dir: str, output: str) -> None:
     """Writes the newest checkpoint as a SavedModel."""
-    task, model, _ = _load(model_dir)
-    export_model(task, model, output, canvas=scoped_data("eval").canvas)
+    task, model, categories = _load(model_dir)
+    canvas = scoped_data("eval").canvas
+    export_model(task, model, output, canvas=canvas, categories=categories)
     print(f"SavedModel in {output}: signatures image_bytes, image_tensor, tf_example")
+    if categories:
+        print(f"{output}/assets.extra/labels.json has the names of the classes")
 
 
 def convert(
@@ -270,8 +287,12 @@ def _check_validation(run: Run, training: Data, data: Data) -> None:
     run.task.metric(data)
 
 
-def _evaluate(run: Run, data: Data) -> dict:
-    """Evaluates; prints, saves and summarises the figures, and some drawn images."""
+def _evaluate(run: Run, data: Data, output: str = "") -> dict:
+    """Evaluates; prints, saves and summarises the figures, and some drawn images.
+
+    They are summarised if `output` is the run's own folder, its default.
+    """
+    output = output or run.model_dir
     start, step = time.monotonic(), int(run.step.numpy())
     folder.check_categories(run.model_dir, data.categories())
     pictures, names = [], {c["label"]: c["name"] for c in data.categories()}
@@ -283,16 +304,17 @@ def _evaluate(run: Run, data: Data) -> dict:
     metric = run.evaluate(data, look)
     figures = metric.result()
     if run.is_chief:
-        _report(run, step, figures, pictures, time.monotonic() - start)
-        metric.write(f"{run.model_dir}/results.json")
+        for name, value in figures.items():
+            print(f"{name:6} {value:.4f}")
+        print(f"evaluated step {step} in {time.monotonic() - start:.0f} s")
+        metric.write(f"{output}/results.json")
+        _write(f"{output}/metrics-{step}.json", json.dumps({"step": step} | figures, indent=1))
+        if output == run.model_dir:
+            _summarize(run, step, figures, pictures)
     return figures
 
 
-def _report(run: Run, step: int, figures: dict, pictures: list, seconds: float) -> None:
-    for name, value in figures.items():
-        print(f"{name:6} {value:.4f}")
-    print(f"evaluated step {step} in {seconds:.0f} s")
-    _write(f"{run.model_dir}/metrics-{step}.json", json.dumps({"step": step} | figures, indent=1))
+def _summarize(run: Run, step: int, figures: dict, pictures: list) -> None:
     with run.summary_writer("eval").as_default(step):
         for name, value in figures.items():
             tf.summary.scalar(name, value)

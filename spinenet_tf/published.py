@@ -33,7 +33,7 @@ TEST = "test-dev AP {}"
 VAL = "val2017 AP {}"
 FIGURE = "connections read off Figure 4(b), no second source"
 
-WIDTHS = "the official code's truncated widths; no rounding we tried gives the printed ones"
+WIDTHS = "Model Garden's truncated widths; no one rounding gives the printed counts of both"
 STYLE = "other papers' model, in its style: RetinaNet's subnets, our endpoint widths"
 
 _TABLE_2 = [

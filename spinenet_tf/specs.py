@@ -106,7 +106,7 @@ SIZES = {
 
 # Appendix A. Widths are truncated, as in Model Garden. The paper's TPU code rounds them to
 # multiples of 8, which is further from Table 9's multiply-adds; the parameters there of 49XS and
-# 49S (0.82M, 0.97M) are 6 % below these and fit no rounding that we tried.
+# 49S (0.82M, 0.97M) are 6 % below these; multiples of 8 give 49XS', no rounding we tried both.
 MOBILE_SIZES = {
     "mobile-49XS": MobileScaling(width=0.6, endpoints=24),
     "mobile-49S": MobileScaling(width=0.65, endpoints=40),

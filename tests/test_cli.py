@@ -9,6 +9,8 @@ import tensorflow as tf
 import tiny
 from PIL import Image
 
+from spinenet_tf import main
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -44,6 +46,24 @@ def test_train_and_eval_prints_and_saves_the_twelve_figures(trained):
         v.tag for e in tf.compat.v1.train.summary_iterator(str(events[-1])) for v in e.summary.value
     }
     assert {"AP", "AR100", "detections/0"} <= tags
+
+
+def test_another_evaluation_leaves_the_figures_alone(trained, tmp_path, capsys):
+    """Such as of half of a set: `--output` takes its files, TensorBoard nothing."""
+    folder, records, _ = trained
+    before = {p.name: p.read_bytes() for p in (folder / "model").glob("*.json")}
+    events = len(list((folder / "model/eval").iterdir()))
+    annotations = folder / "images/annotations/instances_train.json"
+    flags = [
+        f"--output={tmp_path}/half", f"--gin_param=eval/Data.annotations='{annotations}'",
+        f"--gin_param=eval/Data.pattern='{records}/set-00000*'",
+    ]  # fmt: skip
+    gin.clear_config()
+    assert not tiny.run_here(later(trained, "eval", *flags))
+    assert "6 of the 12 images of" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "half").iterdir()} == {"metrics-12.json", "results.json"}
+    assert before == {p.name: p.read_bytes() for p in (folder / "model").glob("*.json")}
+    assert events == len(list((folder / "model/eval").iterdir()))
 
 
 def test_eval_repeats_the_figures_of_training(trained):
@@ -114,6 +134,16 @@ ERRORS = {
         ["--gin_param=Data.pattern='/no/such*'"],
         "Data.pattern='/no/such*' matches no file",
     ),
+    "another task": (
+        ["--gin_param=InstanceSegmentation.image_size=128"],
+        "nothing reads it, as the recipe's task is Detection",
+    ),
+    "another network": (["--gin_param=Classifier.size='96'"], "and its network RetinaNet"),
+    "unknown scope": (["--gin_param=val/Data.batch_size=4"], "val/Data: nothing reads it"),
+    "scope of another thing": (
+        ["--gin_param=eval/Detection.flip=False"],
+        "eval/Detection: nothing reads it",
+    ),
     "too few classes": (["--gin_param=Detection.num_classes=3"], "Detection.num_classes=7"),
 }
 
@@ -123,6 +153,13 @@ def test_mistakes_get_one_clear_line(name, trained, tmp_path, capfd):
     flags, message = ERRORS[name]
     said = tiny.mistake(tiny.command("train", tmp_path / "m", trained[1], flags=flags), capfd)
     assert message in said and "Traceback" not in said
+
+
+def test_a_recipe_of_ones_own_includes_ours(tmp_path):
+    recipe = tmp_path / "mine.gin"
+    recipe.write_text("include 'models/49S.gin'\nDetection.num_classes = 4\n")
+    main.parse_gin([str(recipe)], [], None)
+    assert gin.query_parameter("RetinaNet.size") == "49S"
 
 
 def test_a_mistake_ends_the_process(trained, tmp_path):

@@ -74,12 +74,12 @@ def read(path: str) -> Weights:
 
 
 def find(path: str) -> str:
-    """The path of a checkpoint without .index or .data.
+    """The whole path of a checkpoint without .index or .data; folders in it may name a release.
 
     Raises:
       FileNotFoundError: none, or several in a folder that names no newest one.
     """
-    path = str(path)
+    path = str(path) if "://" in str(path) else os.path.abspath(path)
     if tf.io.gfile.isdir(path):
         newest = tf.train.latest_checkpoint(path)
         if newest:

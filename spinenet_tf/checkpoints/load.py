@@ -151,6 +151,7 @@ def _check_conventions(weights: Weights, task: Any, part: str) -> None:
     style = dataclasses.asdict(Style())
     known = _style_of(weights)
     wanted = {f"Style.{k}": (style[k], v) for k, v in known.items()}
+    _say_epsilon(weights, style["epsilon"])
     if "activation" not in known:
         print(f"{weights.path} does not tell activation and Anchors.size: taken from the recipe")
     anchors = getattr(task, "anchors", None) if part == "model" else None
@@ -168,6 +169,20 @@ def _check_conventions(weights: Weights, task: Any, part: str) -> None:
     ]
     if wrong:
         raise ValueError(f"{weights.path} ({weights.kind}) needs {' and '.join(wrong)}")
+
+
+def _say_epsilon(weights: Weights, here: float) -> None:
+    """Prints if batch norm's epsilon is another one; that trains well, from other outputs."""
+    if weights.kind == "own":
+        sidecar = folder.read_sidecar(os.path.dirname(weights.path))
+        there = sidecar.get("bindings", {}).get("Style", {}).get("epsilon", here)
+    else:
+        release = _release(weights)
+        there = released.EPSILONS[release.network] if release else here
+    if there != here:
+        print(
+            f"{weights.path}: batch norm's epsilon was {there}, the recipe's Style.epsilon {here}"
+        )
 
 
 def _style_of(weights: Weights) -> dict[str, str]:

@@ -42,9 +42,7 @@ def in_beam(shards: list[Shard], options: list[str]) -> Iterator[tuple[str, dict
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise ImportError(
-            "--beam_options needs Apache Beam: pip install 'spinenet_tf[beam]'"
-        ) from error
+        raise ImportError("--beam_options needs Apache Beam: pip install apache-beam") from error
     pending = [s for s in shards if not tf.io.gfile.exists(s.path + RESULT)]
     for shard in pending:
         with tf.io.gfile.GFile(shard.path + JOBS, "wb") as file:

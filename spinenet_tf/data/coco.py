@@ -139,7 +139,8 @@ def check_size(picture: Image.Image, image: dict) -> None:
     # The stored pixels, not turned by EXIF: COCO's boxes are in this frame, and so TF decodes it.
     stated = image.get("width"), image.get("height")
     if picture.size != stated:
-        raise Rejection("width, height", stated, f"the image file is {picture.size}")
+        turned = "; is its EXIF orientation meant? Turn the pixels" * (picture.size[::-1] == stated)
+        raise Rejection("width, height", stated, f"the image file is {picture.size}{turned}")
 
 
 def storable(encoded: bytes, picture: Image.Image) -> tuple[bytes, bool]:

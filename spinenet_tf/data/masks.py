@@ -157,7 +157,7 @@ def _checked_runs(rle: dict, height: int, width: int) -> np.ndarray:
 
 def _checked_polygons(polygons: object, height: int, width: int) -> list[list[float]]:
     if not isinstance(polygons, list) or not polygons:
-        raise Rejection("segmentation", polygons, "neither polygons nor RLE")
+        raise Rejection("segmentation", polygons, "neither polygons nor RLE; --nomasks needs none")
     for polygon in polygons:
         if not finite(polygon) or len(polygon) < 6 or len(polygon) % 2:
             raise Rejection("segmentation", polygon, "not a polygon [x1, y1, x2, y2, x3, y3, ...]")

@@ -1,6 +1,7 @@
 """Writes the weights of a loaded checkpoint in another format."""
 
 import json
+from typing import Any
 
 import keras
 import numpy as np
@@ -63,6 +64,8 @@ def write_folder(loaded: Loaded, output: str, *, optimizer: bool = False) -> Non
 def write_official(loaded: Loaded, output: str, *, optimizer: bool = False) -> None:
     """A TF1 checkpoint with the official code's names, to check results with that code.
 
+    Prints what that code would do otherwise than ours.
+
     Raises:
       ValueError: the model is none of that code's, or reads its weights otherwise.
     """
@@ -71,6 +74,7 @@ def write_official(loaded: Loaded, output: str, *, optimizer: bool = False) -> N
         raise ValueError(
             f"weights for numerics {style['numerics']!r} mean another function in the official code"
         )
+    _check_boxes(loaded.task)
     variables = [v for v in model.variables if v.dtype != "int64"]
     names = _official_names([v.path for v in variables])
     tensors = {names[v.path]: np.asarray(v) for v in variables}
@@ -84,6 +88,17 @@ def write_official(loaded: Loaded, output: str, *, optimizer: bool = False) -> N
         prefix=output, tensor_names=keys, shape_and_slices=[""] * len(keys),
         tensors=[tf.constant(tensors[key]) for key in keys],
     )  # fmt: skip
+
+
+def _check_boxes(task: Any) -> None:
+    ratios = describe.ASPECT_RATIOS["official"]
+    anchors = getattr(task, "anchors", None)
+    if anchors and tuple(anchors.aspect_ratios) != ratios:
+        raise ValueError(
+            f"Anchors.aspect_ratios={anchors.aspect_ratios}: the official code's are {ratios}"
+        )
+    if anchors and not task.inclusive_boxes:
+        print("the official code counts a box's last pixel, which this model was not trained to do")
 
 
 def _official_names(paths: list[str]) -> dict[str, str]:

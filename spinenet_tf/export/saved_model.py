@@ -1,5 +1,6 @@
 """A SavedModel that takes images as they come and returns boxes in their pixels."""
 
+import json
 from typing import Any
 
 import keras
@@ -8,7 +9,9 @@ import tensorflow as tf
 from spinenet_tf.data import records
 
 
-def export(task: Any, model: keras.Model, folder: str, *, canvas: int) -> None:
+def export(
+    task: Any, model: keras.Model, folder: str, *, canvas: int, categories: list[dict] = ()
+) -> None:
     """Writes a SavedModel with three signatures.
 
     `serving_default` and `image_bytes`: [b] string, encoded JPEG, PNG, GIF or BMP; `image_tensor`:
@@ -19,6 +22,8 @@ def export(task: Any, model: keras.Model, folder: str, *, canvas: int) -> None:
 
     Args:
       canvas: as `Data.canvas` in training.
+      categories: [{'id', 'name', 'label'}], written beside it as assets.extra/labels.json; classes
+        are labels.
     """
     endpoints = _endpoints(task, model, canvas)
     archive = keras.export.ExportArchive()
@@ -26,6 +31,10 @@ def export(task: Any, model: keras.Model, folder: str, *, canvas: int) -> None:
     for name, (function, shape, dtype) in endpoints.items():
         archive.add_endpoint(name, function, [tf.TensorSpec(shape, dtype, name="inputs")])
     archive.write_out(folder, verbose=False)
+    if categories:
+        tf.io.gfile.makedirs(f"{folder}/assets.extra")
+        with tf.io.gfile.GFile(f"{folder}/assets.extra/labels.json", "w") as file:
+            json.dump(list(categories), file)
 
 
 def _endpoints(task: Any, model: keras.Model, canvas: int) -> dict:

@@ -144,6 +144,11 @@ class CocoMetric:
             missing = set(self._images) - {image["id"] for image in truth["images"]}
             if missing:
                 raise ValueError(f"{self._annotations} has no image {sorted(missing)[:5]}")
+            if len(self._images) < len(truth["images"]):
+                print(
+                    f"{len(self._images)} of the {len(truth['images'])} images of "
+                    f"{self._annotations} were evaluated: all objects of the others count as missed"
+                )
             return truth
         ids = {a["category_id"] for a in self._truth} | set(self._category_ids.values())
         return {
