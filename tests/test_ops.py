@@ -315,6 +315,28 @@ def test_nms_of_equal_scores(candidates):
         np.testing.assert_allclose(found.boxes[i], [boxes[i][e[2]] for e in expected])
 
 
+@pytest.mark.parametrize("levels", [2**24, 32])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_nms_against_model_gardens(version, levels):
+    """Also of many equal scores: both take the lower class, then the lower anchor."""
+    from official.vision.modeling.layers import detection_generator
+
+    theirs = getattr(detection_generator, f"_generate_detections_{version}")
+    boxes = random_boxes(2, 700)
+    scores = (RNG.integers(0, levels, (2, 700, 5)) / levels).astype("f4")
+    found = nms.static_nms(
+        tf.constant(boxes), tf.constant(scores), limit=100, iou_threshold=0.5, score_threshold=0.05
+    )
+    stored = theirs(
+        tf.constant(boxes)[:, :, None], tf.constant(scores), pre_nms_score_threshold=0.05,
+        nms_iou_threshold=0.5, max_num_detections=100,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.count, stored[3])
+    np.testing.assert_array_equal(found.boxes, stored[0])
+    np.testing.assert_array_equal(found.scores, stored[1])
+    np.testing.assert_array_equal(found.classes, np.asarray(stored[2]) + 1)
+
+
 @pytest.mark.parametrize("name", SUPPRESSORS)
 def test_nms_of_nothing(name):
     found = SUPPRESSORS[name](

@@ -18,6 +18,8 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from spinenet_tf.train import strategy as strategies
+from spinenet_tf.train import trainer
 from spinenet_tf.train.optimizer import Momentum, Schedule
 from spinenet_tf.train.trainer import Training
 
@@ -454,6 +456,27 @@ assert max(same) < 0.75, same  # 0.5 for independent draws
 def test_stochastic_depth_draws_differ_between_replicas_and_steps():
     done = tiny.run([sys.executable, "-c", SEEDS_SCRIPT])
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_only_where_the_input_runs_here_it_may_call_python(monkeypatch):
+    class Slice(tf.distribute.TPUStrategy):
+        def __init__(self, jobs):
+            spec = tf.train.ClusterSpec(jobs)
+            self.__dict__["resolver"] = types.SimpleNamespace(cluster_spec=lambda: spec)
+
+        cluster_resolver = property(lambda self: self.resolver)
+
+    assert strategies.input_is_here(Slice({}))
+    assert not strategies.input_is_here(Slice({"worker": ["10.0.0.2:8470", "10.0.0.3:8470"]}))
+    assert strategies.input_is_here(tf.distribute.get_strategy())
+    for here in (True, False):
+        monkeypatch.setattr(trainer, "input_is_here", lambda _, here=here: here)
+        asked = []
+        run = types.SimpleNamespace(strategy=tf.distribute.get_strategy())
+        trainer.Run._distribute(
+            run, lambda asked=asked, **about: asked.append(about) or tf.data.Dataset.range(1)
+        )
+        assert [about["python"] for about in asked] == [here]
 
 
 def _free_ports(n):
