@@ -161,10 +161,10 @@ def main(_: list[str]) -> None:
     if TPU.value:
         print(f"{title}, a device of {TPU.value}: estimates of the compiler, no run times")
         print(
-            "            ours   garden  ratio     ours garden  ratio   loops counted once   priced by bytes, ms"
+            "            ours   garden  ratio     ours garden  ratio   counted once    priced by bytes"
         )
         print(
-            "              ms       ms              GiB    GiB          ours garden         ours   garden"
+            "              ms       ms              GiB    GiB          loops               ms       ms"
         )
         for program in PROGRAMS.value:
             print(_row(program, *(figures[whose][program] for whose in MAKERS)))
