@@ -146,7 +146,7 @@ def _row(program: str, ours: dict, garden: dict) -> str:
     return (
         f"{program:8} {times[0]:8.1f} {times[1]:8.1f} {times[0] / times[1]:6.2f}   "
         f"{memory[0]:6.2f} {memory[1]:6.2f} {memory[0] / memory[1]:6.2f}   {once[0]:4} {once[1]:4}"
-        f"      {priced[0]:8.1f} {priced[1]:8.1f}"
+        f"   {priced[0]:6.1f} {priced[1]:6.1f}"
     )
 
 
@@ -160,12 +160,8 @@ def main(_: list[str]) -> None:
     title += _precision()
     if TPU.value:
         print(f"{title}, a device of {TPU.value}: estimates of the compiler, no run times")
-        print(
-            "            ours   garden  ratio     ours garden  ratio   counted once    priced by bytes"
-        )
-        print(
-            "              ms       ms              GiB    GiB          loops               ms       ms"
-        )
+        print("            ours   garden  ratio     ours garden  ratio   loops once   priced, ms")
+        print("              ms       ms              GiB    GiB         ours garden ours garden")
         for program in PROGRAMS.value:
             print(_row(program, *(figures[whose][program] for whose in MAKERS)))
         return None
