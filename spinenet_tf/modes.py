@@ -264,6 +264,12 @@ def _check_records(run: Run, data: Data) -> None:
             f"Training.examples={said}, but Data.pattern={data.pattern!r} has {there} images: set "
             "--gin_param='Training.examples=0'"
         )
+    side = getattr(run.task, "image_size", 0)
+    if "class" not in run.task.labels and data.canvas < min(side, data.some_side()):
+        print(
+            f"images are reduced to Data.canvas={data.canvas} pixels and enlarged to the network's "
+            f"{side}: a canvas of {side} would keep what they show"
+        )
     objects = {path: s for path, s in data.sidecars().items() if s.get("num_instances", 1)}
     if data.sidecars() and not objects:
         raise ValueError(f"Data.pattern={data.pattern!r}: these records have no objects to learn")

@@ -289,6 +289,18 @@ def test_records_that_nothing_can_be_learned_from(tmp_path, segmentation, boxes,
         modes._check_records(run, modes.scoped_data("train"))
 
 
+@pytest.mark.parametrize(
+    ("canvas", "size", "said"), [(32, 64, True), (32, 32, False), (64, 96, False)]
+)
+def test_images_that_are_reduced_and_enlarged_are_told_of(records, canvas, size, said, capsys):
+    from spinenet_tf import modes
+
+    tiny.bind(records, f"Data.canvas = {canvas}", f"Detection.image_size = {size}")
+    run = types.SimpleNamespace(task=modes.make_task(), trainer=Training())
+    modes._check_records(run, modes.scoped_data("train"))
+    assert ("a canvas of 64 would keep" in capsys.readouterr().out) == said
+
+
 def test_evaluation_records_must_mean_the_same_classes(tmp_path):
     from spinenet_tf.checkpoints import folder
 

@@ -255,3 +255,10 @@ def parse_labels(serialized: tf.Tensor) -> tf.Tensor:
     keys = ("image/object/class/label", "image/class/label")
     parsed = tf.io.parse_single_example(serialized, {key: _listed(tf.int64) for key in keys})
     return tf.cast(tf.concat([parsed[key] for key in keys], 0), tf.int32)
+
+
+def parse_sides(serialized: tf.Tensor) -> tf.Tensor:
+    """[2] int64: height and width as a record tells them; [0] if it does not."""
+    keys = ("image/height", "image/width")
+    parsed = tf.io.parse_single_example(serialized, {key: _listed(tf.int64) for key in keys})
+    return tf.concat([parsed[key] for key in keys], 0)

@@ -150,3 +150,9 @@ class Data:
             labels = stream.map(records.parse_labels)
         labels = labels.ignore_errors()  # of those that can be read; broken ones are found later
         return [int(label) for row in labels.as_numpy_iterator() for label in row]
+
+    def some_side(self, images: int = 64) -> int:
+        """The longest side in pixels of the first images, as far as records tell; else 0."""
+        stream = tf.data.TFRecordDataset(self.files()).take(images)
+        sides = stream.map(records.parse_sides).ignore_errors()
+        return max((int(n) for row in sides.as_numpy_iterator() for n in row), default=0)
