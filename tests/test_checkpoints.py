@@ -396,7 +396,7 @@ MISTAKES = [
     (["--mode=eval", "--model_dir=y", "--epsilon=1e-4"], "--epsilon: only with --checkpoint"),
     (["--mode=predict"], "--mode=predict needs --model_dir"),
     (["--mode=profile", "--tpu_type=v3"], "--tpu_type does not go with --mode=profile"),
-    (["--mode=eval", "--model_dir=y", "--output=x"], "--output does not go with --mode=eval"),
+    (["--mode=train", "--model_dir=y", "--output=x"], "--output does not go with --mode=train"),
     (["--mode=eval", "--model_dir=y", "--format=own"], "--format does not go with --mode=eval"),
     (
         ["--mode=convert", "--checkpoint=x", "--output=y", "--gin_param=Data.canvas=8"],
