@@ -2,6 +2,7 @@
 
 import glob
 import json
+import sys
 
 import gin
 import numpy as np
@@ -157,3 +158,26 @@ def test_the_feature_is_the_mean_of_the_cascade():
         index = np.arange(rows) * x.shape[1] // rows
         x = x[:, index][:, :, index] + outputs[f"P{level}"]
     np.testing.assert_allclose(outputs["P"], x / 5, atol=1e-5)
+
+
+DIFFERENCES_SCRIPT = """
+import sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from check_saved_model import largest_difference
+reference = np.array([[3, 0.9], [5, 0.0201], [9, 0.02]])
+for row, expected in (
+    ([[3, 0.9], [9, 0.0202], [5, 0.0201]], 0.0002),  # two of nearly one score have changed places
+    ([[3, 0.9], [5, 0.0201], [8, 0.02]], 0.02),
+    ([[5, 0.9], [3, 0.0201], [9, 0.02]], 0.8799),
+):
+    assert abs(largest_difference([np.array(row)], [reference]) - expected) < 1e-9
+boxes = np.array([[1.0, 2, 3, 4, 0.5]])
+assert largest_difference([boxes + [0, 0, 0, 0.25, 0]], [boxes]) == 0.25
+assert largest_difference([boxes[:0]], [boxes]) == np.inf
+"""
+
+
+def test_what_differs_between_a_saved_model_and_predict():
+    done = tiny.run([sys.executable, "-c", DIFFERENCES_SCRIPT, str(tiny.ROOT / "scripts")])
+    assert done.returncode == 0, done.stderr[-2000:]
