@@ -102,6 +102,14 @@ def test_a_bad_record_is_an_error_that_names_it(tmp_path, kind):
             read(data(tmp_path), Report(0))
 
 
+def test_an_error_that_is_not_of_the_input_is_passed_on(tmp_path, capsys):
+    """Such as the TPU compiler's; there may be no data to look through."""
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Compilation failure"):
+        with check.named_errors(data(tmp_path / "none"), "boxes", 4):
+            raise tf.errors.InvalidArgumentError(None, None, "Compilation failure: no memory")
+    assert "Looking for the record" not in capsys.readouterr().out
+
+
 def test_every_bad_record_is_left_out_and_reported_if_so_configured(tmp_path):
     """One file a kind; good records 0..4 in each."""
     for i, (bad, _) in enumerate(BAD.values()):

@@ -109,6 +109,11 @@ def test_official_to_ours_to_official_is_bit_identical(fixture, tmp_path):
     ours = load.open_checkpoint(str(tmp_path / "ours"))
     assert ours.task == loaded.task
     convert(ours, str(tmp_path / "back/model.ckpt"), "official_tf1")
+    if hasattr(ours.task, "anchors"):
+        anchors = dataclasses.replace(ours.task.anchors, aspect_ratios=(0.5, 1.0, 2.0))
+        other = ours._replace(task=dataclasses.replace(ours.task, anchors=anchors))
+        with pytest.raises(ValueError, match="Anchors.aspect_ratios=.* the official code's are"):
+            convert(other, str(tmp_path / "other/model.ckpt"), "official_tf1")
     before, after = read_tf1(source), read_tf1(tmp_path / "back/model.ckpt")
     assert set(after) - {"global_step"} == set(before) - {"global_step"}
     for name in set(before) - {"global_step"}:

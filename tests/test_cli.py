@@ -85,6 +85,8 @@ def test_predict_and_all_export_signatures_agree(trained):
         assert drawn.size == Image.open(path).size
     gin.clear_config()
     assert not tiny.run_here(later(trained, "export", f"--output={saved}"))
+    categories = json.loads((saved / "assets.extra/labels.json").read_text())
+    assert [c["label"] for c in categories] == list(range(1, len(categories) + 1))
     results = json.loads((pictures / "results.json").read_text())
     signatures = tf.saved_model.load(str(saved)).signatures
     assert set(signatures) == {"serving_default", "image_bytes", "image_tensor", "tf_example"}

@@ -205,6 +205,10 @@ def test_exif_orientation_is_ignored(tmp_path):
     exif[0x0112] = 6  # turned by 90 degrees
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "in" / "plain.jpg", exif=exif)
     assert run(source, tmp_path / "out").num_instances == 1
+    turned = image_entry(1, height=WIDTH, width=HEIGHT)
+    source = write(tmp_path / "turned", [turned], [annotation(1)])
+    (rejected, *_) = run(source, tmp_path / "second").rejected
+    assert "is its EXIF orientation meant?" in rejected["reason"]
 
 
 def test_labels(tmp_path):

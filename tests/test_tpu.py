@@ -12,7 +12,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from spinenet_tf import main, modes
-from spinenet_tf.data.pipeline import batch_spec, train_batches
+from spinenet_tf.data.pipeline import Data, batch_spec, train_batches
+from spinenet_tf.tasks.instances import InstanceSegmentation
 from spinenet_tf.tpu import chips, compiler, cost, programs, report
 
 V3 = chips.CHIPS["v3"]
@@ -366,3 +367,22 @@ def test_slices_of_a_recipe_hold_its_batch(tpu_report):
     found = tpu_report.slices("table2/49_640_c")
     assert found["v3"][:2] == ["v3-32", "v3-64"] and found["v4"][0] == "v4-64"
     assert tpu_report.slices("table6/49_imagenet")["v6e"][0] == "v6e-32"  # 16 times as many
+    assert tpu_report.slices("table2/49_896_b")["v3"][0] == "v3-64"  # larger images, fewer of them
+    assert tpu_report.slices("table5/96_1024_b")["v5e"][0] == "v5e-64"
+    assert tpu_report.slices("table2/190_1280_c")["v4"][0] == "v4-256"
+    assert tpu_report.slices("table5/190_1536_c")["v3"][0] == "v3-256"
+
+
+def test_multiply_adds_of_a_mask_rcnn_are_those_of_the_regions_it_looks_at():
+    def adds(*extra):
+        gin.clear_config()
+        gin.parse_config([*tiny.BINDINGS, *extra])
+        return report.multiply_adds(InstanceSegmentation(), Data())
+
+    plain = adds()
+    for name in ("region_samples = 32", "mask_samples = 8"):
+        more = adds(f"InstanceSegmentation.{name}")
+        assert more["train"] > plain["train"] and more["predict"] == plain["predict"]
+    for name in ("proposals_after = 40", "max_detections = 200"):
+        more = adds(f"InstanceSegmentation.{name}")
+        assert more["train"] == plain["train"] and more["predict"] > plain["predict"]
