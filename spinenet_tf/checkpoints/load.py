@@ -172,7 +172,7 @@ def _check_conventions(weights: Weights, task: Any, part: str) -> None:
 
 
 def _say_epsilon(weights: Weights, here: float) -> None:
-    """Prints if batch norm's epsilon is another one; that trains well, from other outputs."""
+    """Prints if batch norm's epsilon, where it is known, is another one than the recipe's."""
     if weights.kind == "own":
         sidecar = folder.read_sidecar(os.path.dirname(weights.path))
         there = sidecar.get("bindings", {}).get("Style", {}).get("epsilon", here)
