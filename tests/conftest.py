@@ -7,6 +7,7 @@ from pathlib import Path
 import gin
 import keras
 import pytest
+import tensorflow as tf
 from tensorflow.python.framework import config  # no public name to switch determinism off
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -18,6 +19,15 @@ def shared() -> Path:
     if not SHARED.exists():
         pytest.skip("shared/ is not here")
     return SHARED
+
+
+@pytest.fixture
+def eagerly():
+    """Functions run eagerly, where it is not the compiled ones that are tested: tracing a training
+    loop takes longer than a dozen of its steps."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(autouse=True)

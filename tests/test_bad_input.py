@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 
-import gin
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -304,20 +303,30 @@ def test_bad_records_of_classes(tmp_path, bad, reason):
     assert {int(b["id"][0]) for b in stream.take(8).as_numpy_iterator()} == {0, 1}
 
 
-def test_training_names_the_record_that_stopped_it(tmp_path):
-    """The whole way: recipe, trainer, error."""
+@pytest.fixture
+def one_bad(tmp_path):
+    """The folder of a recipe's shards, in the first of which record 3 is no JPEG."""
     shards = tiny.make_records(tmp_path)
     first = sorted(shards.glob("set-*.tfrecord"))[0]
     lines = [bytes(r.numpy()) for r in tf.data.TFRecordDataset(str(first))]
     with tf.io.TFRecordWriter(str(first)) as writer:
         for line in [*lines[:3], example(GOOD[:300]), *lines[4:]]:
             writer.write(line)
-    tiny.bind(shards)
+    return shards
+
+
+def test_training_names_the_record_that_stopped_it(one_bad, tmp_path):
+    """The whole way: recipe, trainer, error."""
+    tiny.bind(one_bad)
+    first = sorted(one_bad.glob("set-*.tfrecord"))[0]
     with pytest.raises(ValueError, match=f"{first}: record 3: .*JPEG"):
         modes.train(f"{tmp_path}/model")
-    gin.clear_config()
-    tiny.bind(shards, "Data.bad_records = 1")
-    modes.train(f"{tmp_path}/skipping")
+
+
+def test_training_skips_the_records_that_it_may(one_bad, tmp_path, eagerly):
+    tiny.bind(one_bad, "Data.bad_records = 1", "Training.steps = 4")
+    modes.train(f"{tmp_path}/model")
+    assert tf.train.latest_checkpoint(f"{tmp_path}/model").endswith("-4")
 
 
 def lint(*arguments):

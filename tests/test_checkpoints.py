@@ -347,7 +347,7 @@ def test_init_checkpoint_knows_the_activation_of_a_release(whole, records, tmp_p
     load.initialize(*fresh_model(records, "Style.activation = 'swish'"), str(path))
 
 
-def test_a_run_of_ours_is_opened_without_its_recipe(records, tmp_path):
+def test_a_run_of_ours_is_opened_without_its_recipe(records, tmp_path, eagerly):
     from spinenet_tf import modes
 
     tiny.bind(records, "Training.steps = 2")
@@ -371,7 +371,9 @@ def test_a_run_of_ours_is_opened_without_its_recipe(records, tmp_path):
 # --- the command line, and Keras' files
 
 
-def test_a_foreign_file_is_evaluated_in_one_command_and_exported(whole, tmp_path, records, capfd):
+def test_a_foreign_file_is_evaluated_in_one_command_and_exported(
+    whole, tmp_path, records, capfd, eagerly
+):
     from spinenet_tf import main, modes
 
     flags = [f"--checkpoint={whole[1]}", f"--model_dir={tmp_path}", "--image_size=64"]

@@ -76,7 +76,7 @@ def test_losses_are_equal(shards, task):
             np.testing.assert_allclose(found[name], expected[name], rtol=0.02)
 
 
-def test_training_in_host_mode(shards, tmp_path):
+def test_training_in_host_mode(shards, tmp_path, eagerly):
     tiny.bind(shards, "Data.augment = 'host'", "Training.steps = 4")
     figures = modes.train_and_eval(f"{tmp_path}/model")
     assert "AP" in figures

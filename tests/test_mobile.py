@@ -89,7 +89,10 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("size", specs.MOBILE_SIZES)
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != "mobile-49S")) for n in specs.MOBILE_SIZES],
+)
 def test_outputs_equal_model_gardens(size):
     pytest.importorskip("official.vision.modeling.backbones.spinenet_mobile")
     image = RNG.normal(size=(1, 256, 256, 3)).astype("f4")

@@ -56,13 +56,6 @@ def classes(tmp_path_factory):
     return tiny.make_class_records(tmp_path_factory.mktemp("recipe_classes"), images=20)
 
 
-@pytest.fixture(autouse=True)
-def eagerly():
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def test_the_quick_ones_exist():
     assert QUICK <= set(map(name_of, RECIPES))
 
@@ -90,7 +83,7 @@ def test_a_recipe_builds(path, built):
     [pytest.param(p, marks=[pytest.mark.slow] * (name_of(p) not in QUICK)) for p in RECIPES],
     ids=name_of,
 )
-def test_a_recipe_trains_and_evaluates(path, boxes, classes, tmp_path):
+def test_a_recipe_trains_and_evaluates(path, boxes, classes, tmp_path, eagerly):
     main.parse_gin([str(path)], SMALL, None)
     network = modes.make_task().network
     records = classes if network == "Classifier" else boxes

@@ -140,7 +140,7 @@ def _scalars(folder: Path) -> set[str]:
     return {value.tag for event in events for value in event.summary.value}
 
 
-def test_evaluation_on_the_way_changes_nothing(records, tmp_path, capsys):
+def test_evaluation_on_the_way_changes_nothing(records, tmp_path, capsys, eagerly):
     """Evaluations between checkpoints: the run goes on as if they had not been."""
     from spinenet_tf import modes
 
@@ -158,7 +158,7 @@ def test_evaluation_on_the_way_changes_nothing(records, tmp_path, capsys):
         np.testing.assert_array_equal(watched[name], value, err_msg=name)
 
 
-def test_a_wrong_recipe_leaves_the_folder_as_it_was(records, tmp_path):
+def test_a_wrong_recipe_leaves_the_folder_as_it_was(records, tmp_path, eagerly):
     from spinenet_tf import modes
 
     tiny.bind(records, "Training.steps = 2")
@@ -312,7 +312,7 @@ def test_evaluation_records_must_mean_the_same_classes(tmp_path):
         folder.check_categories(str(tmp_path), shifted)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_steps_named(records, tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_the_steps_named(records, tmp_path, eagerly):
     from spinenet_tf import modes
 
     tiny.bind(records, "Schedule.learning_rate = 1e30", "Schedule.warmup_epochs = 0")
@@ -320,7 +320,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_steps_named(records, tmp_path)
         modes.train(str(tmp_path))
 
 
-def test_gradient_clipping_bounds_the_update(records, tmp_path):
+def test_gradient_clipping_bounds_the_update(records, tmp_path, eagerly):
     """With a rate of 1, no momentum and no weight decay, the first step moves by the clip norm."""
     from spinenet_tf import modes
     from spinenet_tf.train.trainer import Run, Training
@@ -351,7 +351,7 @@ def test_the_step_compiles_with_xla(records, tmp_path, capsys):
         Training(checkpoint_every=0)
 
 
-def test_fine_tuning_takes_all_weights_but_the_class_predictor(records, tmp_path, capsys):
+def test_fine_tuning_takes_all_weights_but_the_class_predictor(records, tmp_path, capsys, eagerly):
     from spinenet_tf import modes
     from spinenet_tf.checkpoints import describe, folder
     from spinenet_tf.train.trainer import Run, Training
