@@ -1,5 +1,6 @@
 """The networks: counts of the paper, outputs of Model Garden and of the official code."""
 
+import contextlib
 import functools
 import json
 import os
@@ -261,12 +262,15 @@ def test_image_conv_is_a_padded_strided_convolution(kernel, shape):
     np.testing.assert_allclose(dynamic(image), expected, atol=1e-5)
 
 
-def test_map_dense_is_flatten_and_dense():
+@pytest.mark.parametrize("machine", [contextlib.nullcontext, for_tpu])
+def test_map_dense_is_flatten_and_dense(machine):
     maps = keras.random.normal((3, 5, 4, 6), seed=0)
-    layer = MapDense(7, bias_initializer="normal")
+    with machine():
+        layer = MapDense(7, bias_initializer="normal", activation="relu")
+    assert layer.flattens == (machine is not for_tpu)
     actual = layer(maps)
     expected = tf.reshape(maps, [3, -1]) @ layer.kernel.value + layer.bias.value
-    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    np.testing.assert_allclose(actual, tf.nn.relu(expected), atol=1e-5)
     assert layer.kernel.shape == (120, 7) and layer.compute_output_shape(maps.shape) == (3, 7)
     with pytest.raises(ValueError, match="incompatible"):
         layer(maps[:, 1:])

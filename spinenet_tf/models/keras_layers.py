@@ -7,6 +7,8 @@ import math
 import keras
 from keras import ops
 
+from spinenet_tf.models.device import on_tpu
+
 PHILOX = 1  # TensorFlow's number of the random generator
 
 
@@ -83,15 +85,21 @@ class WeightDecay(keras.regularizers.L2):
 class MapDense(keras.layers.Dense):
     """A dense layer on flattened maps [b, h, w, c] of a static size.
 
-    Computed as a convolution with a kernel as large as the map, since a TPU moves a map to flatten
-    it. Weights and result are those of `Flatten` and `Dense`.
+    Weights and result are those of `Flatten` and `Dense`. A TPU moves a map to flatten it, so there
+    it is a convolution with a kernel as large as the map, whose gradient a CPU takes long for.
     """
+
+    def __init__(self, units: int, **settings):
+        super().__init__(units, **settings)
+        self.flattens = not on_tpu()
 
     def build(self, input_shape):
         super().build((None, math.prod(input_shape[1:])))
         self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
 
     def call(self, x):
+        if self.flattens:
+            return super().call(ops.reshape(x, [-1, self.kernel.shape[0]]))
         kernel = ops.reshape(self.kernel, [*x.shape[1:], self.units])
         x = ops.reshape(ops.conv(x, kernel, padding="valid"), [-1, self.units])
         return self.activation(x + self.bias if self.use_bias else x)
