@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does a task learn? Renders a synthetic set, trains the task's smoke recipe on it from scratch,
-# evaluates, draws predictions and exports. Below 30 minutes on 2 cores. (Boxes: scripts/demo.sh.)
+# evaluates, draws predictions and exports. 20 to 50 minutes on 2 cores. (Boxes: scripts/demo.sh.)
 #   bash scripts/smoke.sh masks|classes [FOLDER]     by default runs/smoke_<task>
 set -euo pipefail
 case "${1:-}" in
