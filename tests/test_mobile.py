@@ -84,9 +84,9 @@ def test_counting_separable_convolutions_by_hand():
 
 
 def assert_close(actual, expected):
-    """Within 1e-4 of the tensor's largest value; Model Garden takes 0.16667 for 1 / 6 in gates."""
+    """Within 1e-5 of the tensor's largest value."""
     actual, expected = np.asarray(actual), np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_any_size_static_or_dynamic(numerics):
         return SpineNetMobile("mobile-49", input_shape=shape, width=0.25, endpoints=8, **style)
 
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
-    shapes = [(128, 128), (224, 160), (96, 70), (1, 33)]
+    shapes = [(224, 160), (96, 70), (1, 33)]
     parity.check_any_size(build, shapes, RNG, close, randomize)
 
 
@@ -217,7 +217,7 @@ def _sigmoid(x):
 # What each code does between the mean and the product, in NumPy.
 GATES = {
     "official": (lambda x: x * _sigmoid(x), _sigmoid),
-    "model_garden": (lambda x: np.maximum(x, 0), lambda x: np.clip(x / 6 + 0.5, 0, 1)),
+    "model_garden": (lambda x: np.maximum(x, 0), lambda x: np.clip(x + 3, 0, 6) * 0.16667),
 }
 
 

@@ -56,7 +56,7 @@ def test_any_size_static_or_dynamic(numerics):
         return SpineNet("49", input_shape=shape, width=0.125, endpoints=8, numerics=numerics)
 
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
-    parity.check_any_size(build, [(128, 128), (224, 224), (100, 172), (64, 32)], RNG, close)
+    parity.check_any_size(build, [(224, 224), (100, 172), (64, 32)], RNG, close)
 
 
 def test_upsampling_reads_row_floor_of_i_times_source_over_target():
@@ -217,25 +217,20 @@ def test_custom_rows_and_bad_arguments():
         RetinaNet("49", num_classes=1)
 
 
-NODES = [
-    (2, "bottleneck", (0, 1), False),
-    (4, "residual", (0, 1), False),
-    *((level, "bottleneck", (2, level - 1), True) for level in (4, 5, 6, 7)),
-    (3, "bottleneck", (2, 7), True),
-]  # up and down, blocks of both kinds: JAX compiles each operation of each shape
-JAX_SCRIPT = f"""
+JAX_SCRIPT = """
 import sys, json, numpy as np
 from spinenet_tf.models.spinenet import SpineNet
-model = SpineNet("49S", blocks={NODES}, width=0.125, endpoints=8, activation="swish")
+model = SpineNet("49S", width=0.125, endpoints=8, activation="swish")
 model.load_weights(sys.argv[1])
 image = np.random.default_rng(3).normal(size=(1, 96, 70, 3)).astype("f4")
-print(json.dumps({{k: np.asarray(v).tolist() for k, v in model(image).items()}}))
+print(json.dumps({k: np.asarray(v).tolist() for k, v in model(image).items()}))
 """
 
 
+@pytest.mark.slow
 def test_the_same_model_runs_on_the_jax_backend(tmp_path):
     pytest.importorskip("jax")
-    model = SpineNet("49S", blocks=NODES, width=0.125, endpoints=8, activation="swish")
+    model = SpineNet("49S", width=0.125, endpoints=8, activation="swish")
     parity.randomize(model)
     model.save_weights(tmp_path / "w.weights.h5")
     run = subprocess.run(

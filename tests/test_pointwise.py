@@ -124,8 +124,11 @@ def test_a_network_for_a_tpu_has_the_shapes_of_the_plain_one(shape):
     "make",
     [
         lambda shape: SpineNet("49", width=0.25, endpoints=8, input_shape=shape),
-        lambda shape: SpineNet(
-            "R14-SP39", width=0.25, endpoints=8, input_shape=shape, numerics="model_garden"
+        pytest.param(
+            lambda shape: SpineNet(
+                "R14-SP39", width=0.25, endpoints=8, input_shape=shape, numerics="model_garden"
+            ),
+            marks=pytest.mark.slow,
         ),
         lambda shape: ResNet("R50", input_shape=shape),
     ],

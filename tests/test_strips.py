@@ -114,8 +114,8 @@ def resnet(shape, **style):
     ("make", "images", "size", "numerics"),
     [
         (retinanet, 2, (320, 64), "official"),
-        (retinanet, 2, (128, 72), "official"),  # odd columns
-        (retinanet, 1, (256, 64), "official"),
+        pytest.param(retinanet, 2, (128, 72), "official", marks=pytest.mark.slow),  # odd columns
+        pytest.param(retinanet, 1, (256, 64), "official", marks=pytest.mark.slow),
         (retinanet, 4, (64, 64), "model_garden"),
         (retinanet, 2, (320, 72), "model_garden"),
         (proposals, 2, (128, 64), "official"),

@@ -140,7 +140,7 @@ def _scalars(folder: Path) -> set[str]:
     return {value.tag for event in events for value in event.summary.value}
 
 
-def test_evaluation_on_the_way_changes_nothing(records, tmp_path, capsys, eagerly):
+def test_evaluation_on_the_way_changes_nothing(records, tmp_path, capsys):
     """Evaluations between checkpoints: the run goes on as if they had not been."""
     from spinenet_tf import modes
 

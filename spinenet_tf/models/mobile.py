@@ -13,9 +13,16 @@ from spinenet_tf.models.layers import Style
 from spinenet_tf.models.layout import layouts
 from spinenet_tf.models.spinenet import build_nodes, pyramid
 
+
+@keras.saving.register_keras_serializable("spinenet_tf")
+def rounded_hard_sigmoid(x):
+    """Model Garden's hard sigmoid of any x: it takes 0.16667 for 1 / 6."""
+    return keras.ops.relu6(x + 3.0) * 0.16667
+
+
 # Squeeze-and-excitation, (inside, gate): neither is stated by the paper; its code fixes swish and
 # sigmoid whatever the network's activation is.
-EXCITATION = {"official": ("swish", "sigmoid"), "model_garden": ("relu", "hard_sigmoid")}
+EXCITATION = {"official": ("swish", "sigmoid"), "model_garden": ("relu", rounded_hard_sigmoid)}
 
 
 @gin.configurable
