@@ -18,8 +18,8 @@ CONFIGS = tiny.ROOT / "gin_configs"
 PARTS = {"models", "protocols"}  # not recipes, but what they include
 RECIPES = sorted(p for p in CONFIGS.rglob("*.gin") if p.parent.name not in PARTS)
 QUICK = {
-    "finetune_masks", "table2/49_640_c",
-    "table6/R34_inat", "table9/mobile-49XS_256", "table9/MobileNetV2-SSDLite_320",
+    "finetune_masks", "table2/49_640_c", "table6/R34_inat", "table9/mobile-49XS_256",
+    "table9/MobileNetV2-SSDLite_320",
 }  # fmt: skip
 
 
